@@ -60,7 +60,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import tasks, and functions of the parts that are slow to import, on first use."""
+    """Import a task, or a function whose module is slow to import, on first use."""
     if name in _PARTS:
         return resolve_name(_PARTS[name])
     if name in _PACKAGES:

@@ -8,8 +8,8 @@
 For detection, the test images of the run with the best AP50 are also saved as docs/images/detection.jpg. Detection
 runs must follow one recipe: they may differ only in the model, the seed, `--pretrained` and options that do not affect
 the result. Segmentation runs may follow any recipe, but must have the same images. Transfer runs on the same data must
-follow one recipe, but may train another model and start from other weights. The runs of minattn, the minimal attention
-variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
+follow one recipe, but may train different models and start from different weights. The runs of minattn, the minimal
+attention variants, follow configs/mnist/minattn.yaml and configs/cifar10/minattn.yaml: one recipe for each data set.
 """
 
 import argparse
@@ -45,8 +45,8 @@ def add_detection(results: dict, run: Path) -> None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
     Raises:
-        ValueError: the run is not finished; it has only a tag or only --pretrained; or its recipe or images differ from
-            those of the other runs.
+        ValueError: the run is not finished; it has only a tag or only --pretrained; or the other runs have another
+            recipe or other images.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -68,7 +68,7 @@ def add_segmentation(results: dict, run: Path) -> None:
     """Add the scores, cost and recipe of a run to `results`, or replace the earlier run of the same recipe and seed.
 
     Raises:
-        ValueError: the run is not finished, or its images differ from those of the other runs.
+        ValueError: the run is not finished, or the other runs have other images.
     """
     summary, recipe = read_run(run)
     row = {key: summary[key] for key in SEGMENTATION_KEYS}

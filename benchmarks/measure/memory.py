@@ -5,8 +5,8 @@
     python -m benchmarks.measure.memory restoration    image models, 256 to 2048 pixels: results/restoration_memory.json
     python -m benchmarks.measure.memory photograph     image models, 12 megapixels, into the same file
 
-All measurements are in float32 and channels_last. `adds_mib` is what a pass adds to the peak of a process that holds
-torch, the weights and the image; `peak_mib` and the GiB of detection are peaks of the whole process.
+All measurements are in float32 and channels_last. `adds_mib` is the memory that a pass adds to the peak of a process
+that holds torch, the weights and the image. `peak_mib` and the GiB of detection are peaks of the whole process.
 
 inference     One image of each size in `SIZES`.
 detection     RetinaNet has 256 channels at strides 8 to 128. Evaluation takes one image of 800x1216 pixels, and a

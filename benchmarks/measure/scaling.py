@@ -5,7 +5,7 @@
 
 The models are `metaformer_<mixer>_s12`, made for 224 pixels and run on images of each size: inference, batch 1, fp32,
 channels_last. At each size, all mixers take turns. Memory is the peak of a process that runs one pass of each size in
-rising order, minus what it held before the first pass. `python -m benchmarks.report.figures` draws the picture.
+rising order, minus its memory before the first pass. `python -m benchmarks.report.figures` draws the picture.
 """
 
 import argparse

@@ -13,8 +13,8 @@ benchmarks/measure/reference_models.py. The default is the s12 model of each mix
 repositories, each in a folder with its name. timm's PoolFormer and the package `wavemix` need no clone. A model whose
 authors' code is missing is left out.
 
-Our models run in channels_last, the others in the memory format that a short trial finds faster. Peak memory is what a
-model and three training steps with it add to a new process after the imports.
+Our models run in channels_last, the others in the memory format that a short trial finds faster. The peak memory is
+measured in a new process: it is the memory that a model and three of its training steps add after the imports.
 """
 
 import argparse
@@ -115,7 +115,7 @@ class Bench:
 
 
 def training_mib(name, batch, size, precision, memory_format, device, authors) -> int:
-    """Return what a model and three training steps with it add to the memory of this process at its peak, in MiB."""
+    """Return the MiB that a model and three of its training steps add to the peak memory of this process."""
     before = timing.memory_mib(peak=False, device=device)
     model = reference_models.create(name, size, authors)
     step = Subject(model, batch, size, memory_format, device).step("train", precision)

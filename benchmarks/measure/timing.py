@@ -130,7 +130,7 @@ def memory_mib(peak: bool = True, device: str = "cpu") -> float:
     """Return the memory of this process, or of its tensors on a GPU, in MiB: the peak so far, or the present value."""
     if device == "cuda":
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
-    # Not getrusage: it also counts what the parent held when this process started.
+    # getrusage would also count the memory that the parent process held when this process started.
     key = "VmHWM:" if peak else "VmRSS:"
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024

@@ -151,7 +151,7 @@ LOOPS = {"ours": ours, "bare": bare, "timm": timm_parts}
 
 
 def serve(loop: str, case: Case, pipe: Connection) -> None:
-    """Run a loop in steps, as the messages in `pipe` ask for.
+    """Run as many steps of a loop as each message in `pipe` requests.
 
     First send the memory after the imports. Then, for each number received, run that many steps and send the seconds
     that they took. After a 0, send the memory of this process and of its workers, and stop.

@@ -105,7 +105,7 @@ def pairs_table(tag: str) -> str:
 
 
 def against(mixer: str, other: str, pairs: Sequence[dict]) -> str:
-    """Format the numbers of images that only one of two mixers classifies correctly, and p.
+    """Format the numbers of images that only one of two mixers classifies correctly, and the p-value of their test.
 
     An example is "412 : 305, p 7e-05".
     """

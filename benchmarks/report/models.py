@@ -36,7 +36,7 @@ def family() -> str:
 
 
 def papers() -> str:
-    """Make the table of the papers' own models."""
+    """Make the table of the models that the papers define."""
     rows = [
         [*size_cells(name), other_sizes, arxiv_link(arxiv), tested, tags(name)]
         for pattern, arxiv, other_sizes, tested in FAMILIES

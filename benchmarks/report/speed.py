@@ -39,7 +39,7 @@ def mixers_table() -> str:
 
 
 def authors_table() -> str:
-    """Make the table of the papers' models beside their authors' code."""
+    """Make the table that compares our code for the papers' models with the authors' code."""
     place, models = load("authors_speed.json")
 
     def memory(cells: Cells) -> str:
@@ -109,7 +109,7 @@ def exponent(sizes: list[int], values: list[float]) -> float:
 
 
 def train_loop_table() -> str:
-    """Make the table of our training loop beside timm's."""
+    """Make the table that compares our training loop with timm's."""
     results = read_json(RESULTS / "train_loop.json")
     names = {"ours": "metamix", "bare": "the step alone", "timm": "timm's parts", "script": "timm's script"}
     rows = []

@@ -137,8 +137,9 @@ class Classifier:
 
     @torch.inference_mode()
     def label(self, images: Tensor, top: int | None = None, threshold: float | None = None) -> list[Labels]:
-        """Return the labels of prepared images (n, C, H, W) with their probabilities, as `predict` does."""
-        if any(layer.training for layer in self.model.children()):  # a wrapper may be in training mode itself
+        """Label prepared images (n, C, H, W); see `predict` for the other arguments and the result."""
+        # A wrapper such as DataParallel may be in training mode although its model is not, so its children are checked.
+        if any(layer.training for layer in self.model.children()):
             check_evaluation(self.model)
         several = self.metadata.threshold is not None
         if threshold is not None:
@@ -187,7 +188,7 @@ class EvalTransform:
             metadata.img_size,
             crop_pct=metadata.crop_pct,
             crop_mode=metadata.crop_mode,
-            mean=metadata.mean,  # fills the border in the mode "border"
+            mean=metadata.mean,  # colour of the border if crop_mode is "border"
             interpolation=metadata.interpolation or "bicubic",
             normalize=False,
         )

@@ -1,4 +1,4 @@
-"""Score classifiers: accuracy for images of one class, mean average precision and F1 for images with several labels."""
+"""Score classifiers: accuracy if each image has one class, or mAP and F1 if images may have several labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,10 @@ from metamix.weights.metadata import MAX_SCORED_CLASSES, Threshold
 
 
 class ClassificationMetric(Metric):
-    """Score a classifier of images with one class; `normalize` turns images (n, C, H, W) uint8 into model inputs."""
+    """Score a classifier that gives each image one class.
+
+    `normalize` turns images (n, C, H, W) uint8 into model inputs.
+    """
 
     threshold = None
 

@@ -41,12 +41,14 @@ class ClassificationEvalOptions(WeightOptions, LocationOptions):
         "trained on it",
     )
     test_on: str = _data(
-        "", "split to score; default: as in training; for other data the first of val, valid, validation and test"
+        "", "split to score; default: as in training or, for other data, the first of val, valid, validation and test"
     )
     test_share: PositiveShare | None = _data(
-        None, "share of images to score if there is no test split; default: as in training; for other data 1"
+        None, "share of images to score if there is no test split; default: as in training, or 1 for other data"
     )
-    holdout: ShareBelowOne | None = _data(None, "share of train to hold out; default: as in training; for other data 0")
+    holdout: ShareBelowOne | None = _data(
+        None, "share of train to hold out; default: as in training, or 0 for other data"
+    )
     memory: Memory | None = as_trained("decode all images at the start")
     img_size: Side | None = as_trained("side of the images in pixels")
     interpolation: Interpolation | None = as_trained("how images are resized")

@@ -66,7 +66,7 @@ class LabelImages(PredictOptions):
             except BaseException as error:  # such as Ctrl-C: write the labels made so far, then end
                 stopped = error
             if not predictions:  # an earlier file stays as it is
-                several = f"none of {len(broken)} images can be read; the first: " if len(broken) > 1 else ""
+                several = f"none of {len(broken)} images can be read; the first error is: " if len(broken) > 1 else ""
                 raise stopped or ValueError(several + broken[0])
             text = FORMATS[self.format or "table"](predictions)
             if file:

@@ -136,7 +136,7 @@ def _signature(model: nn.Module) -> tuple[dict[str, torch.Size], dict[str, str],
     layers = describe(model)
     for name, layer in model.named_modules():
         # `describe` returns the arguments that mixers were built with, but their layers may have been replaced later.
-        # The text of a user's layer may have an address or values, so only its type is compared.
+        # The repr of a user's layer may contain a memory address or values, so only the layer's type is compared.
         if ".mixer" in name and not isinstance(layer, (_DropoutNd, *TRAINING_ONLY, nn.Identity)):
             of_library = type(layer).__module__.startswith(("torch.", "timm.", "metamix."))
             layers[f"{name} now"] = repr(layer) if of_library and not any(layer.children()) else type(layer).__name__

@@ -53,7 +53,8 @@ def evaluate(*, task: str | None = None, **options: Any) -> dict[str, Any]:
 
         metamix.evaluate(checkpoint="runs/mine", data_dir="images")["top1"]
 
-    In a run of several processes, which torchrun starts, the process ends after the evaluation.
+    In a run of several processes, which torchrun starts, the call does not return: each process ends after the
+    evaluation.
 
     Args:
         task: name of the task; by default the task of `checkpoint` or of `model`.

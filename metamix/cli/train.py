@@ -36,7 +36,8 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
         metamix.train("finetune/tiny", data_dir="images", output="runs/mine")
 
     The same call resumes a run that was stopped. If the run is finished, the call returns at once. In a run of several
-    processes, which torchrun starts, the process ends after the training. Messages name options as on the command line.
+    processes, which torchrun starts, the call does not return: each process ends after the training. Messages name
+    options as on the command line.
 
     Args:
         config: YAML file of options, or the name of a shipped one, such as "digits/demo".
@@ -52,7 +53,7 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
     """
     recipe = READER.read(config, task, options)
     if "," in recipe.options.model:
-        raise ValueError(f"model is {recipe.options.model}, but metamix.train trains one model: call it for each")
+        raise ValueError(f"model is {recipe.options.model}, but metamix.train trains one model: call it for each model")
     with ProcessGroup.start(recipe.engine.device) as group:
         check_model(recipe, recipe.options.model, group)
         try:

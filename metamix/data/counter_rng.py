@@ -73,8 +73,8 @@ def stratified_choice(labels: Tensor, count: int) -> Tensor:
     """Choose `count` of N samples, stratified by class: labels (N,) int64 -> (N,) bool, true if chosen.
 
     The choice looks random, but does not depend on a seed, so that runs with different seeds have the same splits.
-    Samples are sorted by class, and by hash within a class. Then every (N / count)-th sample is taken, so the number
-    from each class is proportional to its size, to within one sample.
+    Samples are sorted by class, and by hash within a class. Then every (N / count)-th sample is taken. So the number of
+    samples from a class is proportional to the size of the class, to within one sample.
     """
     total = len(labels)
     by_hash = hash64(0, SPLIT, torch.arange(total)).argsort()

@@ -28,7 +28,7 @@ log = package_logger(__name__)
 FORMATS = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "PPM", "GIF")  # not EPS, for which Pillow starts Ghostscript
 MAX_FILE_BYTES = 2**28  # 256 MiB; larger files are not images to train on
 LONGEST = 1000  # largest ratio of the sides; a longer image becomes huge when its shorter side is resized to 224
-MAX_SCANS = 100  # of a JPEG; a scan of a few bytes takes as long to decode as the whole image
+MAX_SCANS = 100  # most scans that a JPEG may have; a scan of a few bytes takes as long to decode as the whole image
 SCAN = re.compile(b"\xff\xda\0")  # start of a scan's header, which is shorter than 256 bytes; never in coded data
 BLOCK, BLOCKS = 2**12, 4  # bytes of a block, and how many blocks of a file are hashed if it has more than 16 KiB
 READERS = 8  # threads that hash files, to hide the delay of a slow disk; 100,000 files of 2 kB take 2 s of CPU time
@@ -97,7 +97,7 @@ def open_image(file: BinaryIO) -> Image.Image:
 
 def check_scans(image: JpegImageFile, file: BytesIO) -> None:
     """Raise CorruptImage if a JPEG has more than `MAX_SCANS` scans; Pillow must have read its header before."""
-    # Most files have one scan of all components, whose header Pillow read last; they need no search, which takes 2 %.
+    # Most files have one scan of all components, whose header Pillow read last. They need no search, which takes time.
     last = bytes((0xFF, 0xDA, 0, 6 + 2 * image.layers, image.layers))
     one = not image.info.get("progressive") and file.getvalue().startswith(last, file.tell() - 8 - 2 * image.layers)
     if not one and len(SCAN.findall(file.getvalue())) > MAX_SCANS:

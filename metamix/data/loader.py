@@ -37,7 +37,8 @@ log = package_logger(__name__)
 
 Batch = dict[str, Any]
 Transform = Callable[[Any], Any]  # function of a sample, run in a worker
-RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()  # iterators that read images, also those that a traceback holds
+# Iterators that are reading images, including iterators that only a traceback keeps alive.
+RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 class SampleReader(Protocol):
@@ -212,7 +213,7 @@ class StreamLoader:
 
 @atexit.register  # runs before the function that torch registered, after which torch stops no workers
 def stop_workers() -> None:
-    """Stop all workers that still run: in unfinished epochs, and between the epochs of a training loader.
+    """Stop all workers that still run, in an unfinished epoch or between two epochs of a training loader.
 
     At exit, Python sends each worker one SIGTERM and waits. Workers ignore the first SIGTERM, so it would wait forever.
     """
@@ -228,7 +229,7 @@ def stop_workers_at_exit(inherited: "weakref.WeakSet[Any]") -> None:
 
 
 stop_workers_at_exit(RUNNING)
-register_after_fork(RUNNING, stop_workers_at_exit)  # a child process drops finalizers from before it runs
+register_after_fork(RUNNING, stop_workers_at_exit)  # in a child process, multiprocessing drops the parent's finalizers
 
 
 def start_worker(max_pixels: int | None, worker: int) -> None:

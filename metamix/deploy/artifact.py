@@ -28,7 +28,7 @@ AGAIN = "Export the model again"
 
 
 def file_names() -> set[str]:
-    """Return the names of all files that an export may have beside export.json."""
+    """Return the names of all files that an export may have besides export.json."""
     return {REPORT}.union(*((format.file, *format.more_files) for format in FORMATS.values()))
 
 
@@ -94,7 +94,12 @@ def with_checksum(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_artifact(folder: str | Path) -> Artifact:
-    """Read only export.json of a folder; raise FileNotFoundError if it is missing, ValueError if it cannot be used."""
+    """Read only the export.json of a folder.
+
+    Raises:
+        FileNotFoundError: there is no export.json.
+        ValueError: export.json cannot be used.
+    """
     path = Path(folder) / ARTIFACT
     if not path.is_file():
         raise FileNotFoundError(_not_exported(Path(folder)))

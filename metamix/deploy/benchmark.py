@@ -66,7 +66,8 @@ def benchmark(
         seconds: average number of seconds for each row in each run; at least five calls are made.
         runs: number of repetitions; the medians over them are reported.
         reference: model whose speed in eager fp32 is the baseline; None for the first model that is not exported. If
-            all models are exported, "reference" is None. Without a baseline, the speedups are None.
+            all models are exported, there is no baseline, and "reference" in the result is None. Without a baseline,
+            the speedups are None.
         folder: folder that keeps converted models for later calls, by name and image size: choose an empty one after a
             model has changed. None for a temporary folder.
 

@@ -5,9 +5,9 @@
     W1 x + W2 x              = (W1 + W2) x            sums RaftMLP's parallel patch convolutions
 
 Dropout and drop path do nothing in evaluation and are removed. Weights that each forward pass computes from parameters
-are computed once: the matrices of raft, fc1 of nin's token MLP, the triangular matrices of symmetric attention. With
-`images`, weights that depend on the map size are also computed once: resized raft matrices, position embeddings and
-position biases.
+are computed once: the matrices of raft, fc1 of nin's token MLP, and the triangular matrices of symmetric attention.
+With `images`, weights that depend on the map size are also computed once: resized raft matrices, position embeddings
+and position biases.
 
 Raft keeps its LayerScale: many channels share its matrices, which cannot scale each channel differently. BatchNorm
 stays too: ONNX Runtime and OpenVINO fold it where it follows a convolution.
@@ -44,7 +44,8 @@ LAYER_NORMS = (LayerNorm2d, Float32LayerNorm2d)  # over the channels of (B, C, H
 def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a faster copy of a model, with the same outputs in evaluation.
 
-    The given model is not changed. The copy is only for inference: it is in evaluation mode and needs no gradients.
+    The original model is not changed. The copy is only for inference: it is in evaluation mode, and its parameters do
+    not require gradients.
     Layers from other packages are not replaced, except for dropout and LayerScale.
 
     Args:
@@ -165,8 +166,8 @@ class FixedRaftMlp(nn.Module):
     """A raft MLP for `length` tokens along the mixed side, (B, C, H, W) -> (B, C, H, W).
 
     `rafts` is the einops pattern that cuts a map into rafts, where r is `raft_size`. The values of a raft are ordered
-    (length, raft_size), as they are in channels_last memory. So engines do not copy the feature map for the horizontal
-    MLP, and copy runs of C / r values for the vertical MLP.
+    (length, raft_size), as they are in channels_last memory. So engines need not copy the feature map for the
+    horizontal MLP. For the vertical MLP, they copy C / r adjacent values at a time.
     """
 
     def __init__(self, mlp: RaftMlp, length: int, rafts: str):

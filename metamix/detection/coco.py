@@ -144,7 +144,8 @@ class CocoSplit:
         """Number the classes in the order of a model's `classes`; change nothing if the split has other classes."""
         if set(self.classes) <= set(classes):
             ids, categories = dict(zip(self.classes, self.category_ids)), self.coco.cats
-            for name in [name for name in classes if name not in ids]:  # else COCOeval ignores their false positives
+            # COCOeval would ignore the false positives of classes that the split lacks, so these classes are added.
+            for name in [name for name in classes if name not in ids]:
                 ids[name] = max(categories, default=0) + 1
                 categories[ids[name]] = {"id": ids[name], "name": name}
                 self.coco.dataset["categories"].append(categories[ids[name]])

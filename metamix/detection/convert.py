@@ -62,7 +62,7 @@ def read_coco(source: Path) -> Boxes:
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
             brush = is_brush(each, more.get("segmentation"))
             if each["iscrowd"]:
-                crowds = "crowds are ignored in training; set their iscrowd to 0 if they are objects"
+                crowds = "crowds are ignored in training; set their iscrowd to 0 if they are single objects"
                 labels.notes["masks of CVAT's brush are read as objects" if brush else crowds].append(place)
             box = Box(label, (x, y, x + width, y + height), place, bool(each["iscrowd"]) and not brush, more)
             boxes[each["image_id"]].append(box)
@@ -87,12 +87,12 @@ def read_coco(source: Path) -> Boxes:
 
 
 def to_path(name: str) -> str:
-    """Return the name of a file with slashes only, and without `.` and `..` where possible."""
+    """Replace backslashes in the name of a file by slashes, and remove `.` and `..` where possible."""
     return os.path.normpath(name.replace("\\", "/"))
 
 
 def find_in(folders: Sequence[Path], names: Iterable[str]) -> tuple[str, Path] | None:
-    """Return the first name that an image in one of the folders has, and its path in the first such folder, or None."""
+    """Look up each name in all folders; return the first name that is found and the path of the image, or None."""
     for name, folder in product(names, folders):
         with suppress(CorruptImage):
             return name, find_image(folder, name)

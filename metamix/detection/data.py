@@ -175,7 +175,10 @@ class TrainTransform:
 
 
 class ShorterSide(v2.RandomShortestSize):
-    """Resize images as torchvision does, but to at least one pixel a side: torchvision fails at 0 pixels."""
+    """Resize images as torchvision does, but make each side at least one pixel long.
+
+    torchvision fails if a side would have 0 pixels.
+    """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}

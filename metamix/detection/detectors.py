@@ -152,7 +152,7 @@ def build_detector(
     elif backbone_args:
         raise ValueError("backbone_args are for a backbone given by name, but this one is already built: drop them.")
     if not isinstance(backbone, Backbone):
-        raise ValueError(f"backbone is a {type(backbone).__name__}; give a timm model's name, or build_backbone(name).")
+        raise ValueError(f"backbone is a {type(backbone).__name__}; give a model's name, or build_backbone(name).")
     if name in ("retinanet", "fcos") and (backbone.out_channels % 32 or backbone.out_channels < 64):
         raise ValueError(f"out_channels is {backbone.out_channels}, but {name} takes multiples of 32, at least 64.")
     defaults = dict(image_mean=backbone.mean, image_std=backbone.std, size_divisible=backbone.size_divisible)

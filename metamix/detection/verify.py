@@ -98,7 +98,7 @@ class VerifyAnnotations(VerifyOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_dir and self.data != "coco":
-            raise ValueError(f"--data-dir is only for the name coco, but data is {self.data}: leave --data-dir out")
+            raise ValueError(f"--data-dir is only for the data set coco, but data is {self.data}: leave --data-dir out")
         self.path = Path(self.data_dir or self.data)
         self.chosen: tuple[Path, float] | None = None  # the file that anchors are chosen for, and their scale
         if not self.path.exists():

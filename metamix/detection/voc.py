@@ -122,7 +122,7 @@ def read_list(path: Path, annotated: Collection[str]) -> list[str]:
 
 
 def parse(path: Path) -> Element:
-    """Parse an XML file, and store the file and the line of each element in it; raise ValueError if it is not XML."""
+    """Parse an XML file, and store in each element its file and line; raise ValueError if the file is not XML."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.StartElementHandler = lambda tag, _: builder.start(tag, {PLACE: f"{path}:{parser.CurrentLineNumber}"})
     parser.EndElementHandler = builder.end

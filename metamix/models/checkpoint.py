@@ -203,7 +203,7 @@ def build_described(metadata: ModelMetadata, source: object, **arguments: Any) -
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Describe each layer before the head and the mixer of each stage: return their options as text, by name."""
+    """Describe the layers before the head, and the mixer of each stage: return their options as text, by name."""
     parts = {}
     for name, layer in model.named_modules():
         if ".mixer" in name or name.startswith(("head", "global_pool")) or type(layer) is nn.Identity:

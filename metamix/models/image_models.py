@@ -138,7 +138,7 @@ def weights_of(name: str) -> dict[str, str]:
 
 
 def published_weights(name: str) -> tuple[str, Path]:
-    """Return NAME.TAG and the path of its weights; download them if needed. The default tag is the model's first."""
+    """Return NAME.TAG and the path of its weights; download them if needed. A name without a tag gets the first tag."""
     base, tag = split_name(name)
     sources = weights_of(base)
     if not sources:

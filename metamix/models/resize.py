@@ -30,7 +30,8 @@ def resize_mixers(stages: Iterable[Any], sizes: Iterable[tuple[int, int]]) -> No
                 replacements.append((block, new))
             else:
                 check_shapes(new, all_tensors(old), misfit)
-    for block, mixer in replacements:  # only now, so that a failure changes nothing
+    # Replace the mixers after all of them are adapted, so that a failure changes nothing.
+    for block, mixer in replacements:
         keep_parameters(block.mixer, mixer)
         block.mixer = mixer
 

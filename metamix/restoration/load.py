@@ -170,7 +170,7 @@ def load_restorer(
     metadata.check_task("restoration", "an image model", path)
     name = model or metadata.model
     if name is None:
-        raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on a command line")
+        raise ValueError(f"{path} does not name its model; give model=NAME, or --model NAME on the command line")
     net = create_image_model(model or metadata.architecture or "", checkpoint=path, **arguments)
     if "channels" in metadata.extra:
         spec = RestorationSpec.from_metadata(metadata, path)

@@ -24,7 +24,9 @@ _score = partial(option, group="scoring", on_resume="report")
 class RestorationDataOptions(ReadingOptions):
     """Options that say where images are and how they are scored, for `metamix train` and `metamix eval`."""
 
-    data_dir: str = _data("", "folder of the images, or of train/ and test/; see --degradation", on_resume="ignore")
+    data_dir: str = _data(
+        "", "folder of the images, or folder that holds train/ and test/; see --degradation", on_resume="ignore"
+    )
     test_dir: str = _data(
         "",
         "folder of the images to score; default: test/ or val/ in data_dir, or a share of the images",

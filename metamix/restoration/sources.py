@@ -73,8 +73,8 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
         folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
         raise FileNotFoundError(
             f"there is no folder {missing}{did_you_mean(missing.name, folders)} Pairs need {inputs} and {targets}. To "
-            f"degrade clean images, give --degradation, such as noise:25 (to metamix verify, give --clean). To restore "
-            f"images without targets, run metamix predict"
+            f"degrade clean images, give --degradation, such as noise:25 (with metamix verify, give --clean). To "
+            f"restore images without targets, run metamix predict"
         )
     pairs = match_partners(targets, inputs, "--input-name", options.input_name)
     return [ImagePair(name, *files) for name, files in pairs.items()]

@@ -234,7 +234,7 @@ def resize_image(image: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:
-    """Resize image and mask by a random factor."""
+    """Resize an image and its mask by the same random factor."""
     name, image, mask = pair
     low, high = options.scales
     scale = low + (high - low) * float(torch.rand(()))
@@ -244,7 +244,7 @@ def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:
 
 
 def limited_crop(pair: Pair, options: SegmentationOptions, fill: Sequence[int]) -> Pair:
-    """Crop image and mask at random; draw up to ten crops until no class has too large a share.
+    """Crop an image and its mask at random; draw up to ten crops until no class has too large a share.
 
     An image that is smaller than the crop is padded with the colour `fill` on the right and at the bottom, and its mask
     with ignored pixels.

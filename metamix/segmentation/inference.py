@@ -13,7 +13,8 @@ from metamix.layers.image_inference import Size, apply_in_tiles
 from metamix.utils.checks import check_finite
 
 AT_ONCE = 16  # classes whose scores are resized together, to save memory
-MAX_BYTES = 2**31  # limit for the logits of a block without its margin; a block of two tiles a side may exceed it
+# Limit for the logits of a block without its margin. A block may exceed it if its side is two tiles, the minimum.
+MAX_BYTES = 2**31
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Shape:
     label: str
     kind: str
     points: list[tuple[float, float]]
-    mask: bytes = b""  # an image file that is 0 outside of the object; its left upper corner is at the first point
+    mask: bytes = b""  # an image file that is 0 outside of the object; its upper left corner is at the first point
     runs: Sequence[int] = ()  # run lengths of a mask for the whole image, instead of `mask`
     source: Path | None = None  # the file that holds the shape
 

@@ -167,8 +167,8 @@ def number_values(source: Path, values: Sequence[int]) -> tuple[list[str], Palet
 def name_values(source: Path, values: Sequence[int]) -> tuple[list[str], Sequence[int]]:
     """Return a name for each value that is a class, and these values.
 
-    In masks that are not in colour, 255 is ignored beside two or more other values, unless the values are about evenly
-    spaced, as in 0, 127, 255.
+    In masks that are not in colour, 255 is ignored if there are two or more other values, unless the values are about
+    evenly spaced, as in 0, 127, 255.
     """
     order = [value for value in values if value != 255]
     if len(order) < 2 or values[-1] >= COLOUR or max(np.diff(values)) <= 2 * min(np.diff(values)):

@@ -22,10 +22,13 @@ Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name a
 
 
 def find_files(source: Path) -> tuple[Files, Files]:
-    """Return the images and masks below a folder; raise ValueError if two images or two masks share split and name.
+    """Return the images and masks below a folder.
 
     A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
     images or masks decides. Without such a folder, the file is an image. Files in `INSTANCES` are left out.
+
+    Raises:
+        ValueError: two images, or two masks, have the same split and the same name.
     """
     lists = {path: SPLITS.get(path.stem.lower()) for path in source.glob("ImageSets/Segmentation/*.txt")}  # CVAT, VOC
     splits = {line.strip(): split for path, split in lists.items() if split for line in read_text(path).splitlines()}

@@ -70,7 +70,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
                 runs: Sequence[int] = (decode_runs(counts) or ()) if isinstance(counts, str) else counts
                 objects[each["image_id"]].append(Shape(label, "mask", [(0, 0)], runs=runs))
                 continue
-            # Some annotation programs also write parts of one or two points.
+            # Some annotation programs also write polygons of one or two points.
             polygons = [part for part in shape if len(part) >= 6] if isinstance(shape, list) else []
             if not polygons:
                 x, y, width, height = each["bbox"]

@@ -50,7 +50,7 @@ from .published import published_segmenter
 FINEST = {4: 0, 8: 1, 16: 2, 32: 3}  # finest stride of a pyramid -> its level
 Stride = Annotated[int, where(FINEST.__contains__, "4, 8, 16 or 32")]
 Widths = Annotated[tuple[Count, ...], Field(description="a list of widths, one after each doubling, such as [128, 64]")]
-FEW_CHANNELS = 192  # if no feature map has more channels than this, neck and head have 64 by default
+FEW_CHANNELS = 192  # if no feature map has more channels than this, the neck and the head have 64 by default
 
 
 class Segmenter(BackboneMixin):

@@ -110,7 +110,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explanation]:
-    """Return the function that explains a model; raise ValueError if there is none, ImportError without grad-cam."""
+    """Return the function that explains a model.
+
+    Raises:
+        ValueError: models of this task, or exported models, cannot be explained.
+        ImportError: grad-cam is not installed.
+    """
     spec = find_task(task_of(checkpoint)[0])
     if not spec.explain:
         others = " and ".join(name for name in TASKS if find_task(name).explain)

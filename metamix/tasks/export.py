@@ -88,7 +88,7 @@ def export(source: str | Path, *, output: str | Path, **options: Any) -> dict[st
         need(package)
     folder = settings.output
     is_export = (folder / ARTIFACT).exists() or (folder / REPORT).exists()
-    left = [path for path in folder.glob(f"{HIDDEN}*{TEMPORARY}") if path.is_dir()]  # of exports that were killed
+    left = [path for path in folder.glob(f"{HIDDEN}*{TEMPORARY}") if path.is_dir()]  # folders of killed exports
     ours = {ARTIFACT, *file_names()} if is_export else set()
     check_output_folder(folder, {LOCK, *ours, *(path.name for path in left)})
     exportable = spec.part("export")(settings)

@@ -68,7 +68,10 @@ class PredictOptions(ImageOptions):
 
 @dataclass
 class PredictToFolder(PredictOptions):
-    """Options of a task that writes a file for each image, at the image's path inside the folder that was given.
+    """Options of a task that writes a file for each image.
+
+    Apart from the extension, the path of the file inside the output folder is the path of the image inside the input
+    folder.
 
     A task derives a class from it that may change the default of `output`.
     """
@@ -177,8 +180,8 @@ def name_outputs(
 ) -> dict[Path, Path]:
     """Return, for each image, the path of its file inside each of the folders that a command writes to.
 
-    It is the image's path inside the folder that was given, with the extension that `extension(path)` returns. If two
-    files would have the same path, the extension is appended instead: a.jpg.png and a.png.png. Each run writes the file
+    It is the path of the image inside the input folder, with the extension that `extension(path)` returns. If two files
+    would have the same path, the extension is appended instead: a.jpg.png and a.png.png. Each run writes the file
     `marker` first: if it is missing, existing files belong to the user.
 
     Raises:

@@ -51,7 +51,7 @@ def parse_task_command(
 ) -> tuple[Any, set[str]]:
     """Read the options of a task's part, such as "predict"; return them and the names of the given options.
 
-    `about` is the text of --help; `advise` is as for `no_option`.
+    `about` is the text of --help. `no_option` explains `advise`.
     """
     unknown = partial(
         no_option, task=spec.name, tasks=TASKS, task_options=lambda name: find_task(name).part(part), advise=advise

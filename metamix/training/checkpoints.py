@@ -93,7 +93,8 @@ def check_resumable(
             when epochs were scored; `score` changed, but early stopping has already chosen a best epoch; or the run has
             ended, and an option other than `score` changed.
     """
-    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})  # rejects another batch size
+    # `resume_changes` rejects a changed batch size. So if the number of steps changed, the data changed.
+    changes, best = resume_changes(state["recipe"], recipe), state.get("best", {})
     if state["steps_per_epoch"] != steps_per_epoch:
         raise ValueError(
             f"{path} was made with {plural(state['steps_per_epoch'], 'step')} per epoch, but there are now "

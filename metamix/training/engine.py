@@ -378,7 +378,10 @@ class Engine:
         self._counted_at += time.monotonic() - start  # this is not training time
 
     def _fit_memory(self, batch: Batch) -> None:
-        """Lower the micro-batch until a step fits in memory, or raise ValueError; only warn if the recipe sets it."""
+        """Lower the micro-batch until a step fits in memory; raise ValueError if a single sample does not fit.
+
+        If the recipe sets the micro-batch, only warn.
+        """
         options, group, share = self.options, self.group, num_samples(batch)
         free = free_memory(group.device)
         if free is None:

@@ -138,7 +138,8 @@ def make_schedule(optimizer: Optimizer, options: EngineOptions, steps_per_epoch:
     The rate depends only on the step. It peaks at the end of the warm-up and, unless the schedule is constant, decays
     over the remaining epochs.
     """
-    name = {"linear": "poly"}.get(options.schedule, options.schedule)  # a polynomial of power decay_rate=1 is linear
+    # timm has no linear schedule: it is a poly schedule with the power 1, which timm calls decay_rate.
+    name = {"linear": "poly"}.get(options.schedule, options.schedule)
     decay_epochs = max(options.epochs - options.warmup_epochs, 2 / steps_per_epoch)  # timm warns about a single step
     return create_scheduler_v2(
         optimizer,

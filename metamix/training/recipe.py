@@ -332,7 +332,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
         A sentence about each change that is to be reported, by the option's name.
 
     Raises:
-        ValueError: an option changed that must not change on resume.
+        ValueError: an option that must not change on resume has changed.
     """
     options = options_of(type(recipe.engine), type(recipe.options))
     rules = {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()} | {"import": "report"}

@@ -30,7 +30,8 @@ ENTRIES = {  # entries of a summary that commands need
     **dict.fromkeys(("macs", "seconds", "img_per_s"), rule(NotNegative)),
 }
 REMEDY = "Delete it to score the run again"
-GROUPS = ("train", "holdout_ema", "holdout")  # prefixes of columns; holdout_ema comes before its own prefix holdout
+# Prefixes of columns. holdout_ema comes before holdout, since names that begin with it also begin with holdout.
+GROUPS = ("train", "holdout_ema", "holdout")
 
 
 def split_column(name: str) -> tuple[str, str]:
@@ -134,7 +135,7 @@ def compare_runs(folders: Sequence[Path]) -> str:
 
 
 def _draw_comparison(path: Path, summaries: Sequence[Row], histories: Sequence[Sequence[Row]]) -> None:
-    """Draw the learning curves, and the final score over the training speed."""
+    """Draw the learning curves, and the final score against the training speed."""
     score = summaries[0]["scores"][0]
     columns = {name for row in histories[0] for name in row}
     curve = next((name for name in (f"holdout_{score}", f"train_{score}") if name in columns), "train_loss")

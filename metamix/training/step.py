@@ -79,7 +79,8 @@ class TrainStep:
         few, more = min(2, num_samples(batch)), min(4, num_samples(batch))
         bytes_of_few = self._measure(batch, few)
         slope = bytes_of_few / few
-        if more > few and slope * more < free:  # gradients and copies of the weights have a fixed size
+        # A second measurement shows which memory does not grow with the samples, such as the memory of gradients.
+        if more > few and slope * more < free:
             slope = (self._measure(batch, more) - bytes_of_few) / (more - few)
         fixed = bytes_of_few - slope * few
         if not self.done:  # two moments of each weight, as in AdamW

@@ -41,7 +41,7 @@ class TaskData(Protocol):
 
         The entry "digest" is `metamix.weights.checksums.digest` of the relative paths, labels and file sizes of the
         samples, or a dict of such digests by split. The entry "content" is `metamix.data.files.content_digest` of their
-        files, in the same form. For evaluation alone, "content" may be missing.
+        files, in the same form. A task that is made only for evaluation may leave out "content".
         """
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> TrainLoader:
@@ -76,9 +76,9 @@ class TaskModel(Protocol):
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return plain values for the summary and for the metadata of a weight file.
 
-        They are at least model, data, samples (a dict), parameters and macs, all entries of the data's identity, and
-        everything that is needed to rebuild the model. If the split "test" has another name in the data set, such
-        as val, the entry "test_split" is that name.
+        They must include the entries model, data, samples (a dict), parameters and macs, all entries of the data's
+        identity, and everything that is needed to rebuild the model. If the split "test" has another name in the data
+        set, such as val, the entry "test_split" is that name.
         """
 
 

@@ -37,7 +37,7 @@ def figure_text(text: str) -> str:
 
 
 def image_grid(rows: int, columns: int, layout: Any = "constrained", **options: Any) -> tuple[Figure, Any]:
-    """Make a figure and its (rows, columns) axes for images, without ticks and frames."""
+    """Make a figure and its (rows, columns) axes for images, without ticks or frames."""
     figure = Figure(layout=layout, **options)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:

@@ -85,8 +85,8 @@ def find_weights(checkpoint: str | Path) -> Path:
     `checkpoint` is PATH, local-dir:PATH, the name of shipped weights, or hf-hub:USER/NAME[@REVISION].
 
     Raises:
-        FileNotFoundError: there are no such weights; the message suggests a close name if there is one, or says what to
-            do with the name of a model or of published weights.
+        FileNotFoundError: there are no such weights. The message suggests a similar name or, if `checkpoint` names a
+            model or published weights, says what to give instead.
         OSError: the hub cannot be reached, or does not have the weights.
         ValueError: the file belongs to an exported model.
     """

@@ -33,7 +33,8 @@ def check_pickle(pickle: bytes | IO[bytes]) -> None:
     as the values that it takes. The cost doubles with each level of tuples, since very deep tuples crash Python.
     """
     memo: dict[Any, list[int]] = {}
-    stacks: list[list[list[int]]] = [[]]  # one more for each open mark; a cost is in a list since values may grow
+    # A stack of costs, and one more for each open mark. Each cost is in a list, so that it can grow with its value.
+    stacks: list[list[list[int]]] = [[]]
     total = 0
     with suppress(ValueError, LookupError):  # raised for damage, which torch finds at the same instruction
         for code, arg, position in pickletools.genops(pickle):

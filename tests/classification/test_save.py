@@ -138,7 +138,7 @@ def test_a_model_whose_mixer_was_replaced_is_refused(mixer, tmp_path):
 
 
 def test_own_mixers_are_compared_by_their_options(forget_mixers, tmp_path):
-    """A mixer's text may have addresses, and dropout may be left out; an option called p is not dropout."""
+    """Addresses in a mixer's repr and missing dropout do not count as differences, but an option called p does."""
 
     @metamix.register_mixer("power")
     class Power(torch.nn.Module):

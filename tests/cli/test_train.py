@@ -250,7 +250,8 @@ def test_odd_names_of_classes_and_files_do_not_end_training_or_evaluation(tmp_pa
     words = ["--batch-size", 4, "--data", "folder", "--data-dir", data, "--corrupt-limit", 0.5, "--warmup-epochs", 0]
     for epochs in (1, 2, 2):  # trained, resumed, finished
         if epochs == 2:
-            request.getfixturevalue("rendered_figures")  # not before: the first run would draw the same names
+            # Figures of the first run would show the same names, so they are not rendered.
+            request.getfixturevalue("rendered_figures")
         train(*words, "--epochs", epochs, "--output", tmp_path / "run")
         assert (tmp_path / "run" / "test_confusion.png").exists()
     assert "is finished" in capsys.readouterr().out

@@ -647,7 +647,7 @@ def test_a_failed_download_is_reported(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=rf"cifar10 could not be downloaded to {tmp_path} \(no route to host"):
         open_data("cifar10", root=tmp_path, download=True)
     (tmp_path / "train").mkdir()
-    with pytest.raises(FileNotFoundError, match="for folders of classes in train/ and val/ give --data folder"):
+    with pytest.raises(FileNotFoundError, match="for class folders in train/ and val/, give --data folder"):
         open_data("cifar10", root=tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_sizes_of_boxes_are_measured_in_the_resized_image():
         annotation(2, 50, -30, 90, 80),  # cut to 50 x 50, and the image is enlarged 4 times
         annotation(2, 0, 0, 10, 10, iscrowd=1),
         annotation(2, 0, 0, 0, 10),
-        annotation(2, 99.99999999999999, 0, 1e-20, 10),  # rounded to no width
+        annotation(2, 99.99999999999999, 0, 1e-20, 10),  # the width is rounded to 0
         annotation(2, 0, 0, float("nan"), 10),
         annotation(3, 0, 0, 10, 10),
         annotation(9, 0, 0, 10, 10),

@@ -380,7 +380,7 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     "attributes, iscrowd, said",
     [
         ({"attributes": {"occluded": False}}, 0, "masks of CVAT's brush are read as objects: "),
-        ({}, 1, "crowds are ignored in training; set their iscrowd to 0 if they are objects: "),
+        ({}, 1, "crowds are ignored in training; set their iscrowd to 0 if they are single objects: "),
     ],
 )
 def test_masks_of_cvats_brush_become_objects_not_crowds(attributes, iscrowd, said, original, tmp_path, capsys):

@@ -225,7 +225,7 @@ def test_labels_out_of_range_are_refused(name):
         (dict(num_classes=0), "num_classes is 0; a detector needs at least 1 class"),
         (dict(min_siz=400), "retinanet has no option 'min_siz'; did you mean 'min_size'"),
         (dict(name="mask_rcnn", score_thresh=0.1), "no option 'score_thresh'; did you mean '.*score_thresh'"),
-        (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give a timm model's name"),
+        (dict(backbone=torch.nn.Conv2d(3, 8, 1)), "backbone is a Conv2d; give a model's name"),
         (dict(name="fcos", backbone_args=dict(out_channels=48)), "out_channels is 48, but fcos takes multiples of 32"),
         (dict(anchor_generator=None), "no option 'anchor_generator'.* metamix makes anchor_generator and head"),
     ],

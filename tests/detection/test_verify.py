@@ -49,7 +49,7 @@ def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
         (dict(bbox=[90, 6, 10, 8]), "annotation 0: its box [90, 6, 10, 8] extends beyond the image of 64 x 96 pixels"),
         (dict(bbox=[-3, 6, 10, 8]), "extends beyond the image"),
         (dict(bbox=[96, 6, 7, 8]), "its box [96, 6, 7, 8] has no area inside the image of 64 x 96 pixels"),
-        (dict(bbox=[95.99999999999999, 6, 1e-20, 8]), "has no area inside the image"),  # rounded to no width
+        (dict(bbox=[95.99999999999999, 6, 1e-20, 8]), "has no area inside the image"),  # the width becomes 0
         (dict(bbox=[1, 2, 3]), "annotation 0: its box is [1, 2, 3]; four numbers"),
         (dict(bbox=[1, 2, 3, float("nan")]), "annotation 0: its box [1, 2, 3, nan] has no area"),
         (dict(category_id=9), "annotation 0: class 9 is unknown; the classes are 3, 7"),
@@ -182,7 +182,7 @@ def test_missing_data_and_wrong_options_are_refused(tmp_path):
         ([tmp_path, "--images", tmp_path], "--images is for one annotation file"),
         ([tmp_path / "nowhere"], "there is no file or folder"),
         ([tmp_path, "--min-size", 9, "--max-size", 8], "--min-size is 9, above --max-size, which is 8"),
-        (["cells", "--data-dir", tmp_path], "--data-dir is only for the name coco, but data is cells: leave"),
+        (["cells", "--data-dir", tmp_path], "--data-dir is only for the data set coco, but data is cells: leave"),
     ):
         assert re.match(f"error: {said}", exit_code(main, "--task", "detection", *words))
 

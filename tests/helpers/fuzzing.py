@@ -83,7 +83,7 @@ def rewrite(file, content):
 
 
 def read_within_limits(kind, folder, file, where):
-    """Return what is read from a folder with a damaged `file`, or REFUSED; fail on other errors and beyond a limit."""
+    """Read a folder with a damaged `file`; return the result or REFUSED. Fail on other errors or above a limit."""
     before, result = peak_memory(reset=True), REFUSED
     try:
         with seconds(SECONDS):

@@ -198,8 +198,8 @@ def list_tar_images(
 def strip_common_folders(paths: list[str], split: str) -> list[str]:
     """Remove the folders above the class folders from paths.
 
-    They are the folders up to the folder that is named like the split. If there is no such folder, they are the folders
-    that all class folders lie in.
+    If a folder above all images has the name of the split, this folder and the folders above it are removed. Otherwise,
+    the folders that contain all class folders are removed.
     """
     parts = [PurePosixPath(path).parts for path in paths]
     above = shared_start([folders for *folders, _ in parts])

@@ -52,7 +52,7 @@ class TarImages(ImageSplit):
 
 
 class ShortInfo(tarfile.TarInfo):
-    """Reject headers that would fill the memory: text, such as a name, above 1 MiB, and files of negative size."""
+    """Reject a header whose text, such as a name, is longer than 1 MiB, and a header with a negative file size."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:  # the standard library allows overriding it
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # headers of GNU, POSIX, Solaris

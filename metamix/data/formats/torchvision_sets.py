@@ -46,7 +46,7 @@ class Torchvision(ImageSplit):
         except (RuntimeError, OSError) as error:  # OSError: no network
             place, advice = os.path.abspath(root), "give its folder with --data-dir"
             if (Path(root) / "train").is_dir():
-                advice = "for folders of classes in train/ and val/ give --data folder"
+                advice = "for class folders in train/ and val/, give --data folder"
             elif not download:
                 advice += ", or download it with metamix train or eval --download"
             what = "could not be downloaded to" if download else "was not found in"

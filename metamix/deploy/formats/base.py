@@ -60,9 +60,10 @@ class Format:
     # (file, threads=None, precision="fp32", shape=None) -> run. threads is None for all cores or, in the format torch,
     # torch's current number. If all images have the shape (n, C, H, W), an engine may prepare for it.
     open: Callable[..., Run]
-    # name of the engine in `metamix benchmark`, which runs the fp32 file also in bf16; "" if it is not timed there
+    # Name of the engine in `metamix benchmark`; "" if the format is not timed there. For bf16, the engine runs the fp32
+    # file.
     engine: str = ""
-    more_files: tuple[str, ...] = ()  # names of files that `write` may add beside it
+    more_files: tuple[str, ...] = ()  # names of files that `write` may add beside the main file
     compiled: str = ""  # name of the file that `Graph.compile` adds, which `open` takes in place of the main file
     runs_code: str = ""  # why opening a file can run code inside it; "" if it cannot run code
     packages: tuple[str, ...] = ()  # packages that writing and running need besides torch

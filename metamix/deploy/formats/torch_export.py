@@ -57,7 +57,10 @@ def write(graph: Graph, file: Path) -> None:
 
 
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", shape: Any = None) -> Run:
-    """Load a program, or a compiled package; the program beside it replaces a package that this machine cannot load."""
+    """Load a program or a compiled package.
+
+    If this machine cannot load the package, load the program beside it instead.
+    """
     if threads:
         torch.set_num_threads(threads)
     package = load_compiled(file) if file.name == COMPILED else None
