@@ -14,20 +14,20 @@ def is_brush(annotation: Mapping[str, Any], shape: Any) -> bool:
     return "attributes" in annotation and isinstance(shape, dict)  # COCO has no attributes
 
 
-def run_length_problem(mask: dict[str, Any], height: int | None, width: int | None) -> str | None:
-    """Describe why run lengths do not fit an image, or return None. An unknown size is not checked."""
+def read_runs(mask: dict[str, Any], height: int | None, width: int | None) -> tuple[list[int], str | None]:
+    """Return the run lengths of a mask, and why they do not fit the image, or None. An unknown size is not checked."""
     size, counts = mask.get("size"), mask.get("counts")
     if height is not None and width is not None and size != [height, width]:
-        return f"its mask has the height and width {size}, but the image has {[height, width]}"
+        return [], f"its mask has the height and width {size}, but the image has {[height, width]}"
     if isinstance(counts, str):
         counts = decode_runs(counts)
         if counts is None or any(count < 0 for count in counts):
-            return "its mask has counts in COCO's text form that are damaged or cut off"
+            return [], "its mask has counts in COCO's text form that are damaged or cut off"
     if not isinstance(counts, list) or any(type(count) is not int or count < 0 for count in counts):
-        return "its mask needs counts: a list of integers of at least 0, or text"
+        return [], "its mask needs counts: a list of integers of at least 0, or text"
     if height is not None and width is not None and sum(counts) != height * width:
-        return f"its mask counts {sum(counts)} pixels, but the image has {height * width}"
-    return None
+        return [], f"its mask counts {sum(counts)} pixels, but the image has {height * width}"
+    return counts, None
 
 
 def decode_runs(text: str) -> list[int] | None:

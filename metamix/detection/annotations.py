@@ -11,7 +11,7 @@ from operator import sub
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from metamix.data.run_lengths import run_length_problem
+from metamix.data.run_lengths import read_runs
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SCORED_CLASSES, MAX_SIDE
 
@@ -156,7 +156,7 @@ def segmentation_problem(segmentation: Any, image: Entry) -> str | None:
     if not segmentation:
         return "it has neither a polygon of three points or more nor run lengths"
     if isinstance(segmentation, dict):
-        return run_length_problem(segmentation, image.get("height"), image.get("width"))
+        return read_runs(segmentation, image.get("height"), image.get("width"))[1]
     if not isinstance(segmentation, list):
         return f"its segmentation is {segmentation!r}; polygons or run lengths are needed"
     side = min(max(image.get("width") or 0, image.get("height") or 0), MAX_SIDE)

@@ -3,13 +3,12 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metamix.data.run_lengths import decode_runs, is_brush, run_length_problem
+from metamix.data.run_lengths import is_brush, read_runs
 from metamix.data.tables import SPLITS
 from metamix.utils.files import read_bytes
 
@@ -64,10 +63,9 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
             shape = each.get("segmentation")
             label = IGNORE if each.get("iscrowd") and not is_brush(each, shape) else classes[each["category_id"]]
             if isinstance(shape, dict):
-                if problem := run_length_problem(shape, *sizes[each["image_id"]]):
+                runs, problem = read_runs(shape, *sizes[each["image_id"]])
+                if problem:
                     raise ValueError(f"annotation {each['id']}: {problem}")
-                counts = shape["counts"]
-                runs: Sequence[int] = (decode_runs(counts) or ()) if isinstance(counts, str) else counts
                 objects[each["image_id"]].append(Shape(label, "mask", [(0, 0)], runs=runs))
                 continue
             # Some annotation programs also write polygons of one or two points.
