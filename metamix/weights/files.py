@@ -102,7 +102,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is damaged, or holds no weights.
         OSError: there is no such file, or too little memory to read it.
     """
-    path = newest_weights(Path(path)) if Path(path).is_dir() else Path(path)
+    path, state = _newest_weights(Path(path)) if Path(path).is_dir() else (Path(path), None)
     if path.suffix == ".npz":
         file = _existing(path)
         try:
@@ -112,12 +112,12 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except Exception as error:  # damaged bytes raise errors of any type
             problem = str(error).partition(". ")[0]  # numpy's next sentence explains how to run code in a file
             raise ValueError(f"{path} is not a complete .npz file of arrays ({problem}): download it again.") from None
-    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path)
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch_weights(path, state)
 
 
-def _load_torch_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read weights and their metadata from a metamix checkpoint or another PyTorch file."""
-    state, metadata = _load_torch(path), {}
+def _load_torch_weights(path: Path, state: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the weights and metadata of a metamix checkpoint or another PyTorch file; read it if `state` is None."""
+    state, metadata = _load_torch(path) if state is None else state, {}
     if isinstance(state, dict) and state.get("format") == FORMAT:
         require(state, ("recipe", "about", "model"), path)
         which = "ema" if state["recipe"].get("score") == "ema" else "last"
@@ -195,6 +195,11 @@ def newest_weights(folder: Path) -> Path:
         FileNotFoundError: the folder holds no weights; the message names the runs in it.
         ValueError: the folder is an exported model, or its checkpoint is damaged or incomplete.
     """
+    return _newest_weights(folder)[0]
+
+
+def _newest_weights(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the path of `newest_weights` and, if it is a checkpoint, its content."""
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
     if not weights.exists() and not checkpoint.exists():
         if (folder / ARTIFACT).is_file():
@@ -209,15 +214,15 @@ def newest_weights(folder: Path) -> Path:
         files = f"{WEIGHTS} or {CHECKPOINT} of a run, and no {ARTIFACT} of an exported model"
         raise FileNotFoundError(f"{folder} has no {files}; {advice}")
     if not checkpoint.exists() or (weights.exists() and (folder / SUMMARY).exists()):
-        return weights
+        return weights, None
     state = load_checkpoint(checkpoint)
     require(state, ("step",), checkpoint)
     step = state["step"]
     if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
-        return weights
+        return weights, None
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
     _warn_once(f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
-    return checkpoint
+    return checkpoint, state
 
 
 def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -141,8 +142,10 @@ def test_weights_are_read_from_every_kind_of_file(net, tmp_path):
             load_weights(tmp_path / "w.pth")
 
 
-def test_a_run_folder_loads_its_newest_weights(net, tmp_path, caplog):
+def test_a_run_folder_loads_its_newest_weights(net, tmp_path, caplog, monkeypatch):
     """A finished run that was continued and then stopped must not be scored with its old weights."""
+    read = Mock(wraps=torch.load)
+    monkeypatch.setattr(torch, "load", read)
 
     def checkpoint(step):
         state = {"recipe": {"score": "last"}, "about": {"model": "net"}, "step": step}
@@ -153,6 +156,7 @@ def test_a_run_folder_loads_its_newest_weights(net, tmp_path, caplog):
 
     checkpoint(step=5)  # stopped before it was finished
     assert weights() == 5
+    read.assert_called_once()
     save_weights(tmp_path / "model.safetensors", {"w": torch.full((2,), 9.0)}, {"steps": 10})  # the best epoch
     write_text(tmp_path / "summary.json", "{}")
     checkpoint(step=10)
