@@ -159,11 +159,14 @@ def usable_workers(workers: int | None) -> int:
     None stands for 2. A GPU takes images faster, so if this process uses one, None stands for its share of the cores:
     the number of cores divided by the number of training processes on the machine, at least 2 and at most 16.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers is None:
-        share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if torch.cuda.is_initialized() else 2
+
+    def cores(process: int) -> int:
+        return len(os.sched_getaffinity(process)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    if workers is None:  # divide the launcher's cores, since it may bind this process to a part of them
+        share = cores(os.getppid()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if torch.cuda.is_initialized() else 2
         workers = min(max(share, 2), 16)
-    return min(workers, cores)
+    return min(workers, cores(0))
 
 
 def commit() -> str | None:

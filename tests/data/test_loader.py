@@ -142,12 +142,14 @@ def test_a_machine_of_one_core_has_one_worker_and_no_warning(source, monkeypatch
     assert not [str(warning.message) for warning in recwarn if "worker" in str(warning.message)]
 
 
-@pytest.mark.parametrize("gpu, cores, processes, workers", [
-    (False, 32, 1, 2), (True, 32, 1, 16), (True, 32, 4, 8), (True, 4, 4, 2), (True, 1, 1, 1),
+@pytest.mark.parametrize("gpu, cores, bound, processes, workers", [
+    (False, 32, 32, 1, 2), (True, 32, 32, 1, 16), (True, 32, 32, 4, 8), (True, 4, 4, 4, 2), (True, 1, 1, 1, 1),
+    (True, 32, 8, 4, 8), (True, 32, 16, 4, 8), (True, 32, 4, 1, 4),
 ])  # fmt: skip
-def test_a_process_with_a_gpu_has_more_workers(gpu, cores, processes, workers, monkeypatch):
+def test_a_process_with_a_gpu_has_more_workers(gpu, cores, bound, processes, workers, monkeypatch):
+    """The launcher runs on `cores` cores, and may bind each process to some of them."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpu)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores if process == os.getppid() else bound))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert usable_workers(None) == workers and usable_workers(1) == 1
 
