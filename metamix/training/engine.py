@@ -228,7 +228,11 @@ class Engine:
             start = time.monotonic()
             self.train_step(first)
             self._wait_for_device()
-        return time.monotonic() - start, peak_memory(self.group.device)
+        return time.monotonic() - start, self._peak_memory()
+
+    def _peak_memory(self) -> float:
+        """Return the peak memory in GiB of the rank that used most. All ranks must call this."""
+        return max(self.group.all_gather(peak_memory(self.group.device)))
 
     def _synchronize(self) -> None:
         """Combine the ranks' losses, check and report them, and agree on saving and stopping."""
@@ -256,7 +260,7 @@ class Engine:
         speed = step_in_epoch * options.batch_size / self.epoch_seconds
         averages = {name: sum(values[name] for values in steps) / len(steps) for name in self._names}
         text = "".join(f"{name} {value:.4g}  " for name, value in averages.items())
-        text += f"lr {self.stepper.lr:.2e}  {speed_text(speed)}  {peak_memory(group.device):.1f} GiB  "
+        text += f"lr {self.stepper.lr:.2e}  {speed_text(speed)}  {self._peak_memory():.1f} GiB  "
         left = timedelta(seconds=round((self.total_steps - self.step) * options.batch_size / speed))
         self.run.progress(step_in_epoch, self.steps_per_epoch, f"{text}{left} left")
         if stop:
@@ -281,7 +285,7 @@ class Engine:
         self.seconds += self.epoch_seconds
         row |= {
             "seconds": self.seconds,
-            "memory_gib": peak_memory(self.group.device),
+            "memory_gib": self._peak_memory(),
             "img_per_s": self.steps_per_epoch * options.batch_size / self.epoch_seconds,
         }
         self.history.append(row)

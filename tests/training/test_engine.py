@@ -250,7 +250,8 @@ def test_losses_are_averaged_over_the_ranks():
         one = engine()
         one.train_step(make_batch(0, 12))
         group = {"world_size": ranks, "all_reduce": lambda values, ranks=ranks: ranks * values}
-        one.group = SimpleNamespace(**group, device=one.group.device, is_main=True, orphaned=False)
+        group |= {"all_gather": lambda value: [value], "device": one.group.device}
+        one.group = SimpleNamespace(**group, is_main=True, orphaned=False)
         one._synchronize()
         sums.append(one.sums)
     assert sums[0] == pytest.approx(sums[1]) and sums[0]["loss"] > 0
@@ -683,6 +684,16 @@ def test_an_orphaned_process_saves_and_stops_after_a_step(tmp_path):
     with pytest.raises(Stopped):
         one.fit()
     assert one.step == load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+
+
+def test_the_reported_memory_is_that_of_the_rank_that_used_most(tmp_path, monkeypatch):
+    one = engine(tmp_path, log_every=2)
+    gather = lambda group, value: [value, 1e6] if type(value) is float else [value]  # noqa: E731
+    monkeypatch.setattr(ProcessGroup, "all_gather", gather)
+    monkeypatch.setattr("metamix.training.run_folder.PLAIN_SECONDS", 0)
+    one.fit()
+    assert one.history[0]["memory_gib"] == one.time_step()[1] == 1e6
+    assert "1000000.0 GiB" in (tmp_path / "log.txt").read_text()
 
 
 def test_raise_if_stopped_raises_after_a_signal(tmp_path):
