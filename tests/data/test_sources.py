@@ -16,7 +16,7 @@ from PIL import Image
 
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
-from metamix.data.files import decode
+from metamix.data.files import _warn_of_dark_image, decode, read_pixels
 from metamix.data.formats.base import choose_test_split, match_classes, natural_order
 from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
 
@@ -377,6 +377,15 @@ def test_images_of_16_bits_keep_their_upper_8_bits(tmp_path, kind, dtype):
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes([0, 0, 1, 100, 255, 255])
     Image.fromarray(np.zeros((2, 3), dtype)).save(path)
     assert decode(lambda: Image.open(path), path, mode="L").tobytes() == bytes(6)
+
+
+def test_a_16_bit_image_with_values_of_12_bits_is_noted_once(tmp_path, caplog):
+    _warn_of_dark_image.cache_clear()
+    for i, white in enumerate((65535, 4000, 2100)):
+        Image.fromarray(np.uint16([[0, white]])).save(path := tmp_path / f"{i}.png")
+        assert read_pixels(path)[0].tolist() == [[0, white // 256]]
+    (record,) = caplog.records
+    assert "no value above 4095 of 65535 and is read as dark or black: if its camera" in record.message
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
