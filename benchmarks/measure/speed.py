@@ -44,6 +44,7 @@ PUBLISHED = {
     "ninformer_cifar": ("authors_ninformer_cifar", 128, 32),
     "minattn_symmetric_nomlp_h4_cifar": ("authors_minattn_symmetric_nomlp_h4_cifar", 256, 32),
 }
+FIXED = "batch", "size", "reference"  # options that --published does not take
 
 
 class Bench:
@@ -188,6 +189,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.published and (unknown := sorted(set(options.models or ()) - PUBLISHED.keys())):
         parser.error(f"--published does not take {', '.join(unknown)}. Accepted: {', '.join(PUBLISHED)}.")
+    changed = [f"--{name}" for name in FIXED if getattr(options, name) != parser.get_default(name)]
+    if options.published and changed:
+        parser.error(f"--published has a batch, size and reference for each model: leave {', '.join(changed)} out")
     keep_freed_memory()
     rows = compare_published(options) if options.published else compare_all(options)
     output = options.output or RESULTS / ("authors_speed.json" if options.published else "speed.json")

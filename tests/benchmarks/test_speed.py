@@ -72,6 +72,13 @@ def test_a_model_is_timed(monkeypatch, tmp_path):
     assert (row["model"], row["ratio"]) == ("test_resnet", 1) and row["ms"] > 0
 
 
+def test_options_that_published_models_do_not_take_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["speed", "--published", "--batch", "2", "--reference", "test_resnet"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "size and reference for each model: leave --batch, --reference out" in capsys.readouterr().err
+
+
 def test_reference_models_of_a_size_have_nearly_equal_macs():
     names = "vit_xsmall_patch16_clip_224", "poolformer_s12"
     macs = [count_macs(reference_models.create(name, 224), (3, 224, 224)) for name in names]
