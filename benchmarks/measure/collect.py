@@ -41,8 +41,11 @@ MINATTN_DATA = {"mnist": "MNIST", "cifar": "CIFAR-10"}
 STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "head_args", "iterations", "test_on"}
 
 
-def add_detection(results: dict, run: Path) -> None:
+def add_detection(results: dict, run: Path) -> Image.Image | None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
+
+    Returns:
+        The picture of the test images, if no run has a higher AP50.
 
     Raises:
         ValueError: the run is not finished; it has only a tag or only --pretrained; or the other runs have another
@@ -60,8 +63,7 @@ def add_detection(results: dict, run: Path) -> None:
     row = {key: summary[key] for key in DETECTION_KEYS} | {"classes": read_json(run / "test_scores.json")["classes"]}
     put(results, row, ("model", "seed"), order=lambda row: -row["AP50"])
     check_images(run, results["rows"])
-    if results["rows"][0] is row:
-        Image.open(run / "test_images.png").convert("RGB").save(PICTURE, quality=80, optimize=True)
+    return Image.open(run / "test_images.png").convert("RGB") if results["rows"][0] is row else None
 
 
 def add_segmentation(results: dict, run: Path) -> None:
@@ -156,9 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     file, add = kinds[args.kind]
     results = read_json(file, {})
     with exit_with_message(ValueError, OSError):
-        for run in args.runs:
-            add(results, run)
+        pictures = [picture for run in args.runs if (picture := add(results, run))]
         write_json(file, results)
+        if pictures:
+            pictures[-1].save(PICTURE, quality=80, optimize=True)
 
 
 if __name__ == "__main__":

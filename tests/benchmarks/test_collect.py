@@ -15,8 +15,9 @@ from metamix.models.minattn import ROWS, variant
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Return a function that writes a finished run to the folder `name` and returns it; pictures go to best.jpg."""
-    monkeypatch.setattr(collect, "PICTURE", tmp_path / "best.jpg")
+    """Return a function that writes a finished run to the folder `name` and returns it; results go to tmp_path."""
+    for name in ("PICTURE", "DETECTION"):
+        monkeypatch.setattr(collect, name, tmp_path / getattr(collect, name).name)
 
     def run(name, summary, recipe):
         folder = tmp_path / name
@@ -30,7 +31,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def detection(write):
-    """Return a function that adds a detection run to results, and returns the height of the best run's picture."""
+    """Return a function that adds a detection run to results, and returns its picture's height if it is the best."""
 
     def add(results, mixer, ap50, seed=0, data="bccd", **recipe):
         model = f"metaformer_{mixer}_nano"
@@ -42,24 +43,30 @@ def detection(write):
         folder = write(f"{mixer}-{seed}", summary, shared | recipe)
         (folder / "test_scores.json").write_text(json.dumps({"classes": {"disc": {"AP": 1.0, "AP50": 12.34}}}))
         Image.new("RGB", (4, int(ap50))).save(folder / "test_images.png")
-        collect.add_detection(results, folder)
-        return Image.open(collect.PICTURE).height
+        picture = collect.add_detection(results, folder)
+        return picture and picture.height
 
     return add
 
 
-def test_detectors_are_sorted_and_the_best_run_gives_the_picture(detection):
+def test_detectors_are_sorted_and_the_best_run_gives_the_picture(detection, tmp_path):
     results = {}
     assert detection(results, "raft", 50) == 50
     assert detection(results, "raft", 60) == 60  # replaces the row of the run above
     assert detection(results, "nin", 80) == 80
-    assert detection(results, "pooling", 70) == 80
+    assert detection(results, "pooling", 70) is None
     assert [row["AP50"] for row in results["rows"]] == [80, 70, 60]
     lines = tasks.detection_table(results).split("\n")
     assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 1 |"
     assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]
     note = " ".join(lines[6:])
     assert "Trained on 3 images and tested on 1: 9 epochs, images of 48x64 pixels." in note
+    runs = [str(tmp_path / f"{mixer}-0") for mixer in ("raft", "nin", "pooling")]
+    with pytest.raises(SystemExit, match="error: .*cut has no summary.json"):
+        collect.main(["detection", *runs, str(tmp_path / "cut")])
+    assert not (collect.DETECTION.exists() or collect.PICTURE.exists())
+    collect.main(["detection", *runs])
+    assert json.loads(collect.DETECTION.read_text()) == results and Image.open(collect.PICTURE).height == 80
 
 
 def test_seeds_of_a_detector_share_a_line(detection):
