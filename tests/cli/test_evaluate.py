@@ -49,6 +49,22 @@ def test_the_score_equals_the_score_of_the_run(file, run, tmp_path, capsys, requ
     assert result["weights"] == "ema" and (min(Image.open(tmp_path / "test_confusion.png").size) > 300) == (not file)
 
 
+def test_bf16_is_used_and_scores_like_float32(run, tmp_path):
+    dtypes, results = {}, []
+    for amp in ("none", "bf16"):
+
+        def note_dtype(module, args, output, amp=amp):
+            if isinstance(module, torch.nn.Conv2d):
+                dtypes[amp] = output.dtype
+
+        with torch.nn.modules.module.register_module_forward_hook(note_dtype):
+            evaluate("--checkpoint", run, "--amp", amp, "--output", tmp_path)
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    assert dtypes == {"none": torch.float32, "bf16": torch.bfloat16}
+    assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=0.02)
+    assert results[1]["top1"] == pytest.approx(results[0]["top1"], abs=2)
+
+
 def test_each_image_size_has_its_own_folder(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for words, size in (([], 32), (["--img-size", 32], 32), (["--img-size", 48], 48)):
