@@ -56,12 +56,7 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
         raise ValueError(f"model is {recipe.options.model}, but metamix.train trains one model: call it for each model")
     with ProcessGroup.start(recipe.engine.device) as group:
         check_model(recipe, recipe.options.model, group)
-        try:
-            return train_one(recipe, group)
-        except Stopped:
-            if group.launched:
-                raise SystemExit(0) from None
-            raise
+        return train_one(recipe, group)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -94,15 +89,12 @@ def train_all(recipe: Recipe, group: ProcessGroup) -> None:
         of_model = replace(recipe, engine=replace(recipe.engine), options=replace(recipe.options, model=model))
         if len(models) > 1 and recipe.engine.output:
             of_model.engine.output = str(Path(recipe.engine.output) / model)
-        exit_code = None
         try:
             folders.append(train_one(of_model, group))
-        except Stopped as stopped:
-            exit_code = 0 if group.launched else stopped.exit_code
-        if exit_code is not None:  # outside `except`, whose traceback would keep the loader's workers alive
+        except Stopped:
             if group.is_main and models[i + 1 :]:
                 print(printable(f"not trained yet: {', '.join(models[i + 1 :])}; repeat the command to train them"))
-            raise SystemExit(exit_code)
+            raise
     if len(models) > 1 and group.is_main and not recipe.engine.dry_run:
         print(compare_runs(folders))
 

@@ -213,7 +213,7 @@ class Engine:
     def raise_if_stopped(self) -> None:
         """Raise Stopped if a signal reached any rank after the last step. Everything is saved by then."""
         if any(self.group.all_gather(self.stop_signal.received)):
-            raise Stopped(self.stop_signal.number)
+            raise Stopped(self.stop_signal.number, launched=self.group.launched)
 
     def time_step(self) -> tuple[float, float]:
         """Time a training step after a warm-up step; return its seconds and the peak memory in GiB.
@@ -319,7 +319,7 @@ class Engine:
             f"stopped at step {self.step} of {self.total_steps}; the state is saved in {self.checkpoints.path}. "
             f"The same command continues from there"
         )
-        raise Stopped(self.stop_signal.number)
+        raise Stopped(self.stop_signal.number, launched=self.group.launched)
 
     def _stop_at_once(self) -> bool:
         """Return whether a run of one process must stop now. Several processes stop together at a synchronization."""

@@ -39,7 +39,7 @@ class ProcessGroup:
 
     @property
     def launched(self) -> bool:
-        """Return whether torchrun started this process; torchrun restarts stopped runs unless all ranks exit with 0."""
+        """Return whether torchrun started this process."""
         return self.agent is not None or self.world_size > 1
 
     @property
@@ -144,12 +144,15 @@ def is_lost_rank(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-class Stopped(Exception):
-    """A signal, or the loss of the torchrun agent, stopped the run; its checkpoint has been written."""
+class Stopped(SystemExit):
+    """A signal, or the loss of the torchrun agent, stopped the run; its checkpoint has been written.
 
-    def __init__(self, number: int = signal.SIGTERM):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number  # the exit code that shells report for a program that this signal ended
+    The exit code is the code that shells report for a program that the signal ended. Under torchrun, which restarts
+    stopped runs unless all ranks exit with 0, it is 0.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM, *, launched: bool = False):
+        super().__init__(0 if launched else 128 + number)
 
 
 class StopSignal:
