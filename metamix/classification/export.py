@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metamix.data import Source, eval_loader
 from metamix.deploy.runtime import ExportedModel
 from metamix.models.registry import check_model
-from metamix.tasks.exportable import CalibratedExport, ExportOptions, Model, Pair
+from metamix.tasks.exportable import CalibratedExport, ExportOptions, Model, Pair, readable_batches
 from metamix.tasks.simple import BATCH_SIZE, SimpleExport
 from metamix.training.task import Batch
 from metamix.weights.metadata import ModelMetadata
@@ -54,11 +54,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
     @torch.inference_mode()
     def held_out_scores(self, model: Model, count: int) -> np.ndarray:
         held_out = self.training_images.subset(self.order[count : count + self.held_out])
-        right = [
-            self.image_scores(model(images), batch["label"])[batch["index"] >= 0]
-            for images, batch in self.batches(held_out, 64)
-        ]
-        if not sum(map(len, right)):
+        right = [self.image_scores(model(images), batch["label"]) for images, batch in self.batches(held_out, 64)]
+        if not right:
             raise ValueError(f"none of the {len(held_out)} training images that int8 is checked on can be read")
         return 100.0 * torch.cat(right).numpy()
 
@@ -71,8 +68,8 @@ class ExportableClassifier(SimpleExport, CalibratedExport):
         return (2 * (predicted * labels).sum(1) / total).where(total > 0, 1.0)
 
     def batches(self, source: Source, batch_size: int) -> Iterator[tuple[Tensor, Any]]:
-        """Yield normalised images (n, C, H, W) and the loader's batch that they come from."""
-        for batch in eval_loader(source, self.task.options, batch_size=batch_size):
+        """Yield normalised images (n, C, H, W), without images that cannot be read, and the batch of these images."""
+        for batch in readable_batches(eval_loader(source, self.task.options, batch_size=batch_size)):
             yield self.task.data.normalize(batch["image"]), batch
 
 

@@ -37,7 +37,6 @@ class ClassificationMetric(Metric):
             "confusion": torch.from_numpy(np.zeros((classes, classes), np.int64)),
             "in_top5": torch.zeros((), dtype=torch.int64),
             "loss": torch.zeros(()),
-            "unreadable": torch.zeros((), dtype=torch.int64),  # images that could not be read, and are not scored
         }
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -46,14 +45,11 @@ class ClassificationMetric(Metric):
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
         """Add the logits (n, classes) of a batch to the state; raise ValueError if a logit is not finite."""
-        was_read = batch["index"] >= 0
-        logits = check_finite(outputs).float()[was_read]
-        label = batch["label"][was_read]
+        logits, label = check_finite(outputs).float(), batch["label"]
         best = logits.topk(min(5, len(self.classes))).indices  # (n, 5)
         state["confusion"].index_put_((label, best[:, 0]), torch.ones_like(label), accumulate=True)
         state["in_top5"] += (best == label[:, None]).sum()
         state["loss"] += F.cross_entropy(logits, label, reduction="sum")
-        state["unreadable"] += (~was_read).sum()
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores, top-1 first."""
@@ -82,8 +78,7 @@ class MultiLabelMetric(Metric):
         self.classes, self.normalize, self.threshold = classes, normalize, threshold
 
     def start(self) -> State:
-        empty = torch.zeros(0, 2 * len(self.classes))
-        return {"logits_and_labels": [empty], "unreadable": torch.zeros((), dtype=torch.int64)}
+        return {"logits_and_labels": [torch.zeros(0, 2 * len(self.classes))]}
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits (n, classes)."""
@@ -91,9 +86,7 @@ class MultiLabelMetric(Metric):
 
     def update(self, state: State, outputs: Tensor, batch: Batch) -> None:
         """Add the logits (n, classes) of a batch to the state; raise ValueError if a logit is not finite."""
-        was_read = batch["index"] >= 0
-        state["logits_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1)[was_read])
-        state["unreadable"] += (~was_read).sum()
+        state["logits_and_labels"].append(torch.cat([check_finite(outputs), batch["label"]], 1))
 
     def result(self, states: list[State]) -> dict[str, float]:
         """Compute the scores, mAP first; if the threshold is not 0.5, also F1 at 0.5."""

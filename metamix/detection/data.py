@@ -3,7 +3,7 @@
 A batch is {"image": a list of (3, H, W) uint8 tensors of different sizes, "target": a list of their objects, "index":
 (n,) int64}. An evaluation batch also holds "split", a list with the name of the split for each image, and its images
 keep their height and width. If an image cannot be read, the next readable image takes its place. In an evaluation
-batch, the replacement has the index -1, and metrics leave it out. Every random number is a function of (seed, epoch,
+batch, the replacement has the index -1, and it is not scored. Every random number is a function of (seed, epoch,
 index).
 """
 

@@ -56,22 +56,18 @@ class DetectionMetric(Metric):
         self._scored: tuple[Sequence[State] | None, dict[str, Scores]] = None, {}  # states, and scores by prefix
 
     def start(self) -> State:
-        """Return an empty state: split, ids of scored images, their detections, and the number of unreadable images."""
-        return {"split": None, "seen": [], "results": [], "unreadable": 0}
+        """Return an empty state: split, ids of scored images, and their detections."""
+        return {"split": None, "seen": [], "results": []}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects | None]:
-        """Yield the objects found in each image, with masks as run lengths; yield None for an unreadable image."""
-        for index, image in zip(batch["index"].tolist(), batch["image"], strict=True):
-            yield detect(model, image / 255) if index >= 0 else None
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Objects]:
+        """Yield the objects found in each image, with masks as run lengths."""
+        return (detect(model, image / 255) for image in batch["image"])
 
-    def update(self, state: State, outputs: Iterable[Objects | None], batch: Batch) -> None:
+    def update(self, state: State, outputs: Iterable[Objects], batch: Batch) -> None:
         """Add the objects of each image to the state."""
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
         for index, objects in zip(batch["index"].tolist(), outputs, strict=True):
-            if index < 0 or objects is None:
-                state["unreadable"] += 1
-                continue
             state["seen"].append(split.ids[index])
             state["results"] += to_coco(objects, split.ids[index], split)
 

@@ -113,20 +113,16 @@ class RestorationMetric(Metric):
         self.measure, self.restorer = measure, restorer
 
     def start(self) -> State:
-        """Return an empty state: rows of scores, images to show, and the number of unreadable images."""
-        return {"rows": [], "shown": [], "unreadable": 0}
+        """Return an empty state: rows of scores, and images to show."""
+        return {"rows": [], "shown": []}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Tensor | None]:
-        """Yield each restored image (C, H, W), or None for an unreadable image."""
-        for index, image in zip(batch["index"].tolist(), batch["image"]):
-            yield self.restorer(model, image[None])[0] if index >= 0 else None
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+        """Yield each restored image (C, H, W)."""
+        return (self.restorer(model, image[None])[0] for image in batch["image"])
 
-    def update(self, state: State, outputs: Iterable[Tensor | None], batch: Batch) -> None:
+    def update(self, state: State, outputs: Iterable[Tensor], batch: Batch) -> None:
         rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
         for output, image, target, index, name in rows:
-            if index < 0 or output is None:
-                state["unreadable"] += 1
-                continue
             restored = check_finite(output.float(), name)
             before = enlarge(image, target.shape[-1] // image.shape[-1])  # the baseline: bicubic enlargement
             with torch.autocast(image.device.type, enabled=False):

@@ -4,8 +4,8 @@ A training batch is {"image": (n, 3, h, w) uint8, "target": (n, h, w) uint8, "in
 target holds labels, and 255 for ignored pixels. A batch to score has the same keys, but its images and targets are
 lists: the images are resized, and the targets keep their original size. Images are resized bilinearly, and masks with
 nearest-neighbour interpolation. If an image or its mask cannot be read, the next readable sample takes its place. In a
-batch to score, the replacement has the index -1, and metrics skip it. A mask with a value that is not a label stops the
-run. Every random number is a function of (seed, epoch, index).
+batch to score, the replacement has the index -1, and it is not scored. A mask with a value that is not a label stops
+the run. Every random number is a function of (seed, epoch, index).
 """
 
 from collections.abc import Sequence

@@ -128,31 +128,25 @@ class SegmentationMetric(Metric):
         self.classes, self.normalize, self.predictors = tuple(classes), normalize, predictors
 
     def start(self) -> State:
-        """Return an empty state, on the CPU: counts, images to show, and the number of unreadable images."""
+        """Return an empty state, on the CPU: counts and images to show."""
         classes = len(self.classes)
         counts = {
             prefix + name: torch.zeros(shape, dtype=torch.int64)
             for prefix in self.predictors
             for name, shape in (("confusion", (classes, classes)), ("boundary", (4, classes)))
         }
-        return counts | {"shown": [], "unreadable": 0}
+        return counts | {"shown": []}
 
-    def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor] | None]:
-        """Yield the predicted labels (H, W) of each image by prefix, or None if the image is unreadable."""
-        for image, truth, index in zip(batch["image"], batch["target"], batch["index"].tolist()):
-            if index < 0:
-                yield None
-                continue
+    def predict(self, model: nn.Module, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        """Yield the predicted labels (H, W) of each image by prefix."""
+        for image, truth in zip(batch["image"], batch["target"]):
             normalized, size = self.normalize(image[None]), (truth.shape[0], truth.shape[1])
             yield {prefix: predictor(model, normalized, size) for prefix, predictor in self.predictors.items()}
 
-    def update(self, state: State, outputs: Iterable[Mapping[str, Tensor] | None], batch: Batch) -> None:
+    def update(self, state: State, outputs: Iterable[Mapping[str, Tensor]], batch: Batch) -> None:
         """Add the counts of each image to the state; `outputs` are the values that `predict` yields."""
         rows = zip(outputs, batch["image"], batch["target"], batch["index"].tolist(), batch["name"], strict=True)
         for output, image, truth, index, name in rows:
-            if index < 0 or output is None:
-                state["unreadable"] += 1
-                continue
             for prefix, predicted in output.items():
                 confusion = confusion_matrix(truth, predicted, len(self.classes))
                 state[f"{prefix}confusion"] += confusion

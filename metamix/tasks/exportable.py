@@ -19,6 +19,7 @@ from metamix.data.order import ListedOrder
 from metamix.deploy.formats import FORMATS, PRECISIONS, check_format
 from metamix.deploy.report import Difference
 from metamix.layers.image_inference import Size
+from metamix.training.forward import num_samples, readable
 from metamix.training.task import Batch
 from metamix.utils.checks import parse_size
 from metamix.utils.options import changed, check_needs, option, options_of, positional
@@ -262,16 +263,16 @@ class CalibratedExport(Exportable):
 
     def load(self, part: slice) -> Iterator[Batch]:
         """Yield the batches of the training images in the slice `part` of `order`."""
-        return readable(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])))
+        return readable_batches(self.task.data.scoring_loader(self.training_images, ListedOrder(self.order[part])))
 
     def test_images(self) -> Iterator[Batch]:
         """Yield the batches of the test images to compare on."""
-        return islice(readable(self.task.data.eval_loaders(1, 0, 1)["test"]), self.images)
+        return islice(readable_batches(self.task.data.eval_loaders(1, 0, 1)["test"]), self.images)
 
 
-def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches of a loader of single images; skip images that cannot be read."""
-    return (batch for batch in loader if int(batch["index"][0]) >= 0)
+def readable_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the batches of a loader without images that cannot be read; skip a batch without readable images."""
+    return filter(num_samples, map(readable, loader))
 
 
 class MapExport(CalibratedExport):

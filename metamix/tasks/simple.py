@@ -179,9 +179,8 @@ class MeanMetric(Metric):
 
     def update(self, state: State, outputs: Iterable[Any], batch: Batch) -> None:
         values = self.compute(torch.stack([*outputs]).float().cpu(), batch["label"].cpu())
-        readable = batch["index"].cpu() >= 0
-        state["sum"] += float(values[readable].sum())
-        state["count"] += int(readable.sum())
+        state["sum"] += float(values.sum())
+        state["count"] += len(values)
 
     def result(self, states: list[State]) -> dict[str, float]:
         if not (count := sum(state["count"] for state in states)):

@@ -21,6 +21,17 @@ def num_samples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
+def readable(batch: Batch) -> Batch:
+    """Return a batch to score without the samples that could not be read, to which loaders give the index -1."""
+    if "index" not in batch or bool((batch["index"] >= 0).all()):
+        return batch
+    places = [place for place, index in enumerate(batch["index"].tolist()) if index >= 0]
+    return {
+        key: value[places] if isinstance(value, Tensor) else [value[place] for place in places]
+        for key, value in batch.items()
+    }
+
+
 def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
     """Split a batch into the fewest parts of at most `size` samples; 0 keeps it whole.
 
@@ -84,7 +95,7 @@ def score_batches(
     dtype: torch.dtype | None,
     memory_format: torch.memory_format,
 ) -> tuple[dict[str, float], list[State]]:
-    """Score a model over this rank's loader.
+    """Score a model over the samples of this rank's loader that could be read.
 
     The model is left in evaluation mode. The loaders of all ranks together yield every sample once. `dtype` is the
     dtype of autocast, or None for float32.
@@ -93,10 +104,12 @@ def score_batches(
         The scores by name, the same on all ranks, and the states of all ranks, on the CPU.
     """
     model.eval()
-    state = to_device(metric.start(), group.device)
-    for batch in loader:
-        batch = to_device(batch, group.device, memory_format)
-        with autocast(group.device, dtype):
-            metric.update(state, metric.predict(model, batch), batch)
+    state = to_device(metric.start(), group.device) | {"unreadable": 0}
+    for whole in loader:
+        batch = to_device(readable(whole), group.device, memory_format)
+        state["unreadable"] += num_samples(whole) - num_samples(batch)
+        if num_samples(batch):
+            with autocast(group.device, dtype):
+                metric.update(state, metric.predict(model, batch), batch)
     states = group.all_gather(to_device(state, torch.device("cpu")))
     return metric.result(states), states

@@ -18,7 +18,7 @@ from metamix.utils.rules import Natural, NotNegative, check_entries, rule, where
 from metamix.utils.text import aligned, csv_text, plural, printable
 from metamix.weights.files import SUMMARY
 
-from .task import Metric, State, count_unreadable
+from .task import Metric, State
 
 Row = Mapping[str, Any]  # values of one epoch, or of one summary, by name
 
@@ -62,7 +62,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def result_of(metric: Metric, scores: Mapping[str, float], states: list[State]) -> dict[str, Any]:
     """Return the rounded scores, the scores of each class, and the number of images that could not be read."""
-    by_class, unreadable = metric.by_class(states), count_unreadable(states)
+    by_class, unreadable = metric.by_class(states), sum(state["unreadable"] for state in states)
     return (
         {name: round(value, 4) if abs(value) >= 1 else float(f"{value:.4g}") for name, value in scores.items()}
         | ({"by_class": by_class} if by_class else {})

@@ -17,11 +17,6 @@ Batch = dict[str, Any]
 State = dict[str, Any]
 
 
-def count_unreadable(states: Iterable[Mapping[str, Any]]) -> int:
-    """Return the number of images that could not be read; a metric's state may count them as "unreadable"."""
-    return sum(int(state.get("unreadable", 0)) for state in states)
-
-
 class TrainLoader(Sized, Protocol):
     """Yield training batches; `len()` is the number of steps in an epoch."""
 
@@ -50,7 +45,8 @@ class TaskData(Protocol):
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> Mapping[str, Iterable[Batch]]:
         """Make the loader of each split that can be scored: "test", and "holdout" if a split is held out.
 
-        The loaders of all ranks together yield every sample once.
+        The loaders of all ranks together yield every sample once. A batch may have the entry "index", (n,) int64. An
+        index of -1 marks a sample that could not be read; such samples are counted, but not scored.
         """
 
     def augment(self, batch: Batch, epoch: int, step: int) -> Batch:
@@ -105,14 +101,13 @@ class Metric(Protocol):
     lower_is_better: bool = False
 
     def start(self) -> State:
-        """Return an empty state, on the CPU."""
+        """Return an empty state, on the CPU. Scoring adds an entry: "unreadable", the number of samples left out."""
 
     def predict(self, model: nn.Module, batch: Batch) -> Iterable[Any]:
         """Return the model's output for each image of a batch.
 
-        The batch comes from an eval loader and is already on the device. The output of an image that could not be read
-        is not used; it may be None. If `predict` is a generator, the model runs inside `update`, so that only one large
-        output is in memory at a time.
+        The batch comes from an eval loader and is already on the device. If `predict` is a generator, the model runs
+        inside `update`, so that only one large output is in memory at a time.
         """
 
     def update(self, state: State, outputs: Any, batch: Batch) -> None:

@@ -12,7 +12,6 @@ from metamix.classification import pictures
 from metamix.classification.metric import ClassificationMetric
 from metamix.classification.pictures import ClassificationPictures, draw_classes, draw_confusion
 from metamix.data import normalize
-from metamix.training.reports import result_of
 from metamix.utils import figures
 
 DIGITS = tuple("0123456789")
@@ -23,15 +22,9 @@ def metric(classes=DIGITS):
     return ClassificationMetric(classes, partial(normalize, mean=(0.0,), std=(1.0,)))
 
 
-def batch(labels, start=0, unreadable=()):
-    """Make a batch of black images as an eval loader would."""
-    index = torch.tensor([-1 if i in unreadable else i for i in range(start, start + len(labels))])
-    return {"image": torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), "label": labels, "index": index}
-
-
 def states_of(metric, logits, labels):
     state = metric.start()
-    metric.update(state, logits, batch(labels))
+    metric.update(state, logits, {"label": labels})
     return [state]
 
 
@@ -43,7 +36,7 @@ def test_scores_count_the_samples_of_all_ranks():
     for part in (slice(0, 20), slice(20, 47), slice(47, 50)):  # the first rank has one batch, the second has two
         if part.start != 47:
             states.append(digits.start())
-        digits.update(states[-1], logits[part], batch(labels[part]))
+        digits.update(states[-1], logits[part], {"label": labels[part]})
     order = logits.argsort(1, descending=True)
     assert digits.result(states) == pytest.approx(
         {
@@ -56,21 +49,6 @@ def test_scores_count_the_samples_of_all_ranks():
     confusion = sum(state["confusion"] for state in states)
     assert confusion.sum() == 50 and confusion[labels[0], order[0, 0]] >= 1
     assert ClassificationPictures(digits).report(states) == ""
-
-
-@pytest.mark.parametrize("unreadable", [[1], [0, 1, 2, 3]])
-def test_an_image_that_could_not_be_read_is_not_scored(unreadable):
-    """The loader puts the next readable image in its place and sets the index to -1."""
-    digits, alone = metric(), metric()
-    torch.manual_seed(0)
-    logits, labels = torch.randn(8, 10), torch.arange(8)
-    states, expected = [digits.start()], [alone.start()]
-    for part in (slice(0, 4), slice(4, 8)):
-        digits.update(states[0], logits[part], batch(labels[part], part.start, unreadable))
-    kept = [i for i in range(8) if i not in unreadable]
-    alone.update(expected[0], logits[kept], batch(labels[kept]))
-    assert digits.result(states) == pytest.approx(alone.result(expected))
-    assert result_of(digits, {}, states)["unreadable"] == len(unreadable)
 
 
 @pytest.mark.parametrize("classes, names", [(5, ["top1", "loss"]), (6, ["top1", "top5", "loss"])])

@@ -245,10 +245,7 @@ def test_the_score_of_an_image_for_int8_is_its_f1(run, shapes, monkeypatch):
     assert exportable.held_out_scores(exportable.model, 40).mean() > 90
     assert sum(map(len, exportable.calibration(40))) == 40 and seen[0].isdisjoint(seen[1])
 
-    def unread(*args):
-        return ((images, batch | {"index": 0 * batch["index"] - 1}) for images, batch in batches(*args))
-
-    monkeypatch.setattr(exportable, "batches", unread)
+    monkeypatch.setattr(exportable, "batches", lambda *args: iter(()))
     with pytest.raises(ValueError, match="none of the .* training images that int8 is checked on can be read"):
         exportable.held_out_scores(exportable.model, 40)
     scores = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.1, 0.1], [0.9, 0.1, 0.1], [0.1, 0.9, 0.1]])
@@ -449,11 +446,8 @@ def test_scores_are_means_over_the_labels_that_have_images():
     for part in (slice(0, 25), slice(25, 40), slice(40, 40)):  # three ranks, one without images
         states.append(metric.start())
         if part.start < 40:
-            index = torch.arange(40)[part]
-            index[0] = -1  # an image that could not be read
-            metric.update(states[-1], scores[part].logit(), {"label": labels[part], "index": index})
-    kept = [i for i in range(40) if i not in (0, 25)]
-    truth, values = labels[kept, :3].numpy(), scores[kept, :3].numpy()
+            metric.update(states[-1], scores[part].logit(), {"label": labels[part]})
+    truth, values = labels[:, :3].numpy(), scores[:, :3].numpy()
     result = metric.result(states)
     assert result["mAP"] == pytest.approx(100 * average_precision_score(truth, values, average="macro"), abs=1e-3)
     assert result["F1"] == pytest.approx(100 * f1_score(truth, values >= 0.4, average="macro"), abs=1e-3)

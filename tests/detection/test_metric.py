@@ -11,7 +11,7 @@ from metamix.detection.metric import Scores, from_coco, score, to_coco
 from metamix.detection.objects import decode, encode
 from metamix.detection.pictures import draw_precision_recall
 from metamix.detection.task import Detection, DetectionOptions
-from metamix.training.reports import result_of
+from metamix.training.forward import readable
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
 
@@ -179,7 +179,7 @@ def test_box_half_a_pixel_inside_the_image_is_scored(coco):
 
 
 def test_images_that_cannot_be_read_are_not_scored(coco):
-    """One of four images cannot be read: its objects do not count as missed, and the result counts the image."""
+    """One of four images cannot be read: its objects do not count as missed."""
     folder = coco()
     task = Detection(DetectionOptions(data_dir=str(folder), corrupt_limit=0.5, **SMALL))
     split = task.data.scored["test"]
@@ -188,15 +188,13 @@ def test_images_that_cannot_be_read_are_not_scored(coco):
     states = []
     for rank in range(2):
         states.append(task.metric.start())
-        for batch in task.data.eval_loaders(2, rank, 2)["test"]:
-            detections = [predictions[split.ids[index]] if index >= 0 else None for index in batch["index"].tolist()]
-            task.metric.update(states[-1], detections, batch)
+        for batch in map(readable, task.data.eval_loaders(4, rank, 2)["test"]):
+            task.metric.update(states[-1], [predictions[split.ids[index]] for index in batch["index"].tolist()], batch)
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)
     assert task.metric.scores(states)[""].images == {10: 1.0, 12: 1.0, 13: 1.0}
-    assert result_of(task.metric, {}, states)["unreadable"] == 1
     with pytest.raises(ValueError, match="none of the images that could be read has an object to score"):
-        task.metric.result([task.metric.start() | {"split": "test", "seen": [13], "unreadable": 3}])
+        task.metric.result([task.metric.start() | {"split": "test", "seen": [13]}])
     missed = score(split, [result for state in states for result in state["results"]])
     assert missed.summary["AP"] < 99 and missed.images[11] == 0  # control: all images count
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from metamix.layers import ConvWeights
 from metamix.training import optimization
 from metamix.training.engine import Engine, NotFinite
-from metamix.training.forward import autocast_dtype, micro_batches
+from metamix.training.forward import autocast_dtype, micro_batches, score_batches
 from metamix.training.optimization import Ema, freeze, make_optimizer, make_schedule, restore_optimizer, train_mode
 from metamix.training.processes import ProcessGroup, Stopped
 from metamix.training.recipe import EngineOptions, Recipe
@@ -422,6 +422,17 @@ def test_scores_are_computed_in_the_precision_of_training(monkeypatch):
     for amp in ("none", "bf16"):
         engine(amp=amp).evaluate("holdout")
     assert seen == [False, True]
+
+
+def test_samples_that_could_not_be_read_are_counted_but_not_scored():
+    """The loader puts the next readable sample in their place and sets the index to -1."""
+    task, indices = Detect(), ([0, -1, 2], [-1, -1], [5, 6])
+    batches = [make_batch(0, len(index)) | {"index": torch.tensor(index)} for index in indices]
+    model, group = task.build(), ProcessGroup.start("cpu")
+    scores, [state] = score_batches(task, model, batches, group, None, torch.contiguous_format)
+    kept = [batches[0]["image"][0], batches[0]["image"][2], *batches[2]["image"]]
+    assert state == {"answers": list(task.predict(model, {"image": kept})), "unreadable": 3}
+    assert scores == task.result([state])
 
 
 def test_all_ranks_score_with_the_batch_norm_statistics_of_rank_0():
