@@ -188,5 +188,6 @@ def mean_of_orientations(function: ImageFunction, images: Tensor) -> Tensor:
 
 def check_evaluation(function: ImageFunction) -> None:
     """Raise ValueError for a model in training mode: it may return several outputs, and updates its batch norms."""
-    if isinstance(function, nn.Module) and function.training:
+    if isinstance(function, nn.Module) and function.training and "eval" not in vars(function):
+        # torch.export's modules always say that they train; they have an `eval` of their own, which raises
         raise ValueError(f"{type(function).__name__} is in training mode: call model.eval() first.")

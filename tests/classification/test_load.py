@@ -139,6 +139,8 @@ def test_a_model_in_training_mode_does_not_predict():
         digits.predict([Image.new("L", (8, 8))])
     digits.model.eval()
     assert replace(digits, model=torch.nn.DataParallel(digits.model)).predict([Image.new("L", (8, 8))])
+    exported = torch.export.export(digits.model, (digits.transform(Image.new("L", (8, 8)))[None],)).module()
+    assert replace(digits, model=exported).predict([Image.new("L", (8, 8))])
 
 
 @pytest.mark.parametrize("mode", ["squash", "border"])
