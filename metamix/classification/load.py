@@ -181,9 +181,10 @@ class EvalTransform:
 
     def __init__(self, metadata: ModelMetadata):
         assert metadata.mean and metadata.std and metadata.img_size
-        if metadata.in_chans not in (1, 3):
-            raise ValueError(f"the model takes images of {metadata.in_chans} channels; image files have 1 or 3")
-        self.mode = "L" if metadata.in_chans == 1 else "RGB"
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        if metadata.in_chans not in modes:
+            raise ValueError(f"the model takes images of {metadata.in_chans} channels; image files have 1, 3 or 4")
+        self.mode = modes[metadata.in_chans]
         self.resize = transforms_imagenet_eval(
             metadata.img_size,
             crop_pct=metadata.crop_pct,

@@ -152,7 +152,7 @@ def decode(source: Callable[[], Image.Image], path: str | Path, mode: str = "RGB
     """
     with as_corrupt_image(path):
         image = to_eight_bits(ImageOps.exif_transpose(source()))
-        if isinstance(image.info.get("transparency"), bytes):  # palette transparency: Pillow would warn and drop it
+        if mode != "RGBA" and isinstance(image.info.get("transparency"), bytes):  # palette: Pillow would warn
             del image.info["transparency"]
         return (image.convert("RGB") if image.mode == "LAB" else image).convert(mode)  # Pillow cannot make LAB grey
 

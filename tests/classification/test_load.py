@@ -143,6 +143,17 @@ def test_a_model_in_training_mode_does_not_predict():
     assert replace(digits, model=exported).predict([Image.new("L", (8, 8))])
 
 
+def test_a_classifier_of_4_channels_reads_transparency(tmp_path):
+    model = timm.create_model("metaformer_identity_nano", num_classes=2, in_chans=4)
+    metamix.save_classifier(model, tmp_path / "w.safetensors", classes=["cat", "dog"])
+    classifier, image = metamix.load(tmp_path / "w.safetensors"), Image.new("RGBA", (40, 40), (9, 9, 9, 128))
+    image.quantize(4).save(tmp_path / "palette.png")
+    std, mean = classifier.metadata.std[3], classifier.metadata.mean[3]
+    for source in image, tmp_path / "palette.png":
+        assert torch.allclose(classifier.transform(source)[3] * std + mean, torch.tensor(128 / 255), atol=1e-5)
+        assert classifier.predict([source])
+
+
 @pytest.mark.parametrize("mode", ["squash", "border"])
 def test_images_are_cropped_as_timm_crops_them(mode, tmp_path):
     name = "metaformer_identity_nano"
