@@ -58,7 +58,8 @@ class ClassificationData:
             train_required=metadata is None,
         )
         self.threshold = (metadata.threshold if metadata else 0.5) if self.splits.multi_label else None
-        self.shares_images = self._check_share(metadata)
+        initial = describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None
+        self.shares_images = self._check_share(metadata, initial)
         if metadata is None:
             self.notes += scarce_classes(self.splits)
         for split, source in self.splits.sources().items() if self.splits.multi_label else ():
@@ -66,7 +67,7 @@ class ClassificationData:
                 raise ValueError(f"no image of {split} has a label: give other data, or other shares for the splits")
         self.classes = self._classes_of(metadata) if metadata else self.splits.classes
         self.in_chans = self.splits.in_chans
-        self.prepare_as(describe_initial_weights(options) if isinstance(options, ClassificationOptions) else None)
+        self.prepare_as(initial)
         self.identity: dict[str, Any] = {
             "samples": {split: len(source) for split, source in self.splits.sources().items()},
             "classes": list(self.classes),
@@ -145,8 +146,18 @@ class ClassificationData:
         """Normalise images, (n, C, H, W) uint8, to float32."""
         return normalize(images, self.mean, self.std)
 
-    def _check_share(self, metadata: ModelMetadata | None) -> bool:
-        """Return `shares_images`; raise ValueError if `test_share` is unusable or all training images are scored."""
+    def is_training_data(self, metadata: ModelMetadata) -> bool:
+        """Return whether weights were trained on these data; folders are compared by their files, if recorded."""
+        recorded = metadata.extra.get("digest")
+        if self.options.data != "folder" or not isinstance(recorded, dict):
+            return metadata.data == self.name
+        return any(recorded.get(split) == value for split, value in self.splits.digest.items())
+
+    def _check_share(self, metadata: ModelMetadata | None, initial: ModelMetadata | None) -> bool:
+        """Return `shares_images`; raise ValueError if `test_share` is unusable or all training images are scored.
+
+        `metadata` describes the weights to evaluate, and `initial` describes the weights that training starts from.
+        """
         options, train, test = self.options, self.splits.train, self.splits.test
         shared = train is not None and train.images is test.images
         if metadata is None:
@@ -166,6 +177,9 @@ class ClassificationData:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
             held_out = not metadata or (same and metadata.extra.get("test_share") == options.test_share)
             trained_too = " and not trained on" if held_out else ", and may have been trained on"
+            before = (initial.data, initial.extra.get("digest"), initial.extra.get("test_share")) if initial else ()
+            if before[:1] == (self.name,) and before[1:] != (self.splits.digest, options.test_share):
+                trained_too = f"; {options.checkpoint} may have been trained on some of them, so put new images into val/"
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 

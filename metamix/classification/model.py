@@ -160,8 +160,8 @@ def load_teacher(options: ClassificationOptions, data: ClassificationData) -> Te
     for theirs, students in zip(metadata.classes or data.classes, data.classes):
         if theirs != students:
             raise ValueError(
-                f"{name} has the class {theirs!r} where {data.name} has {students!r}; give the "
-                f"--teacher-checkpoint of a model that was trained on such data"
+                f"{name} has the class {theirs!r} where {data.name} has {students!r}, but it needs the same classes in "
+                f"the same order; give another --teacher-checkpoint"
             )
     teacher = Teacher(model, (data.mean, data.std), (metadata.mean, metadata.std)).eval()
     check_image_size(teacher, name, data.in_chans, data.size, "Give another --teacher, or --img-size")

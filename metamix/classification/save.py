@@ -68,8 +68,11 @@ def save_classifier(
     body = getattr(body, "_orig_mod", body)
     if not hasattr(body, "pretrained_cfg"):
         raise ValueError(f"model is a {type(body).__name__}: give the model that timm.create_model returned")
-    if isinstance(classes, (str, set, frozenset)) or not isinstance(classes, Collection):
+    if isinstance(classes, (str, set, frozenset, Mapping)) or not isinstance(classes, Collection):
         raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
+    logits = getattr(body.get_classifier(), "out_features", body.num_classes)
+    if logits != body.num_classes:
+        raise ValueError(f"the head was replaced by a layer with {logits} outputs: use model.reset_classifier({logits})")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one name for each logit")

@@ -1,5 +1,6 @@
 """Assemble the classification task: any timm model on any data set of labelled images."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,14 +64,22 @@ class Classification:
         """Load weights for evaluation, and return the task, the model and the metadata.
 
         Arguments of the model, statistics and image size are as in training unless `options` set them; for the other
-        values see `values_of_training`.
+        values see `values_of_training` and, if the training data are scored, `shares_of_training`.
         """
         classifier = load_classifier(**options.weights())
         metadata = classifier.metadata
         options = replace(options, data=options.data or data_to_score(metadata.data, options.data_dir))
         values = values_of_training(metadata, options) | {"checkpoint": options.checkpoint}
         values |= {"model": classifier.name, "model_args": metadata.model_args}
-        task = cls(options_as_trained(ModelOptions, values, options), metadata=metadata)
+        shares = shares_of_training(metadata) if metadata.data == data_name(options) else {}
+        task = cls(options_as_trained(ModelOptions, values | shares, options), metadata=metadata)
+        if task.data.is_training_data(metadata):
+            check_shares(shares, options)
+        elif shares:  # another folder of the same name
+            task = cls(options_as_trained(ModelOptions, values, options), metadata=metadata)
+            if not task.data.splits.train and "test_share" in shares:
+                name = task.data.name
+                task.data.notes.append(f"all images are scored, since {name} is not, or no longer, as in training")
         assert metadata.img_size is not None  # `load_classifier` fills it in
         size, advice = task.data.size, "Leave --img-size out: the model is not rebuilt for another size"
         if (size, size) != parse_size("img_size", metadata.img_size):
@@ -101,30 +110,32 @@ def data_to_score(trained_on: str | None, data_dir: str | None) -> str:
 
 
 def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptions) -> dict[str, Any]:
-    """Return the data options of training.
+    """Return the data options of training, without `shares_of_training`; raise ValueError if images are not square.
 
-    The holdout, the test share and the split to score come from training only if the training data set is scored. If no
-    test share comes from training, it is 1, so that all images of a folder without a test split are scored.
-
-    Raises:
-        ValueError: the model takes images that are not square, or the options ask for another holdout or test share of
-            the training data set, so that images that the model was trained on would be scored.
+    The test share is 1, so that all images of a folder without a test split are scored.
     """
     values = {name: getattr(metadata, name) for name in ("interpolation", "crop_pct", "mean", "std", "memory")}
     height, width = parse_size("img_size", options.img_size or metadata.img_size)  # type: ignore[arg-type]
     if height != width:
         raise ValueError(f"the model takes images of {height}x{width} pixels; give the side of a square, --img-size")
     values |= {"img_size": height, "test_share": 1.0}
-    if metadata.data == data_name(options):
-        share = metadata.extra.get("test_share")
-        recorded = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
-        for name, value in recorded.items():
-            asked = getattr(options, name)
-            if value is not None and asked not in (None, 0, value):
-                raise ValueError(
-                    f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
-                    f"of these images: leave --{name.replace('_', '-')} out"
-                )
-        values |= {name: value for name, value in recorded.items() if value is not None}
-        values["test_on"] = metadata.extra.get("test_on")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def shares_of_training(metadata: ModelMetadata) -> dict[str, Any]:
+    """Return the holdout, the test share and the split to score of training, which hold only for the training data."""
+    share = metadata.extra.get("test_share")
+    values = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
+    values["test_on"] = metadata.extra.get("test_on")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_shares(shares: Mapping[str, Any], options: ClassificationEvalOptions) -> None:
+    """Raise ValueError if the options ask for other shares of the training data, which the model was trained on."""
+    for name in ("holdout", "test_share"):
+        asked, value = getattr(options, name), shares.get(name)
+        if value is not None and asked not in (None, 0, value):
+            raise ValueError(
+                f"{name} is {asked}, but {options.checkpoint} was trained with {name} {value}, so it has seen some "
+                f"of these images: leave --{name.replace('_', '-')} out"
+            )

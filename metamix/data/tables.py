@@ -15,12 +15,13 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import encoding, read_bytes, read_text
-from metamix.utils.text import list_names, to_number
+from metamix.utils.text import list_names, package_logger, plural, to_number
 from metamix.weights.metadata import MAX_CLASSES
 
-from .formats.base import choose_test_split, is_image, natural_order
+from .formats.base import choose_test_split, is_image, list_image_paths, natural_order
 from .formats.folder import LABELS, FolderImages
 
+log = package_logger(__name__)
 SEVERAL = ("labels", "tags")  # names of a column whose cells may hold several labels, such as cat|dog
 COLUMNS = (  # accepted names of the columns for file, class and split, as `column_name` returns them
     ("file", "filename", "filepath", "path", "image", "imagename", "imagepath", "imagefile", "img"),
@@ -205,6 +206,9 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     table = read_table(file)
     if table.missing:
         raise ValueError(f"neither {root} nor its subfolder images/ has the image of {list_names(table.missing)}")
+    listed = {os.path.relpath(path, root) for path in table.images}
+    if unlisted := [path for path in list_image_paths(root) if path not in listed]:
+        log.warning(f"{file} does not list {plural(len(unlisted), 'image')}, left out: {list_names(unlisted)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]

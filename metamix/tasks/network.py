@@ -109,14 +109,18 @@ def load_initial_weights(
     """Load weights into a model of the zoo or of timm, to fine-tune them; return a note for the user.
 
     Only the head, the first convolution and the image size may differ. If the metadata have other classes, the head
-    keeps its initial weights. The first convolution is adapted to the number of image channels, and spatial weights to
-    the image size, as for published weights.
+    keeps its initial weights; classes in another order are sorted. The first convolution is adapted to the number of
+    image channels, and spatial weights to the image size, as for published weights.
     """
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")
     theirs = [class_name(name) for name in metadata.classes or ()]
     if theirs and theirs != [*classes]:  # otherwise a head for other classes might be loaded
-        tensors = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in head}
+        of_head = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] in head}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in of_head}
+        if sorted(theirs) == sorted(classes):
+            order = [theirs.index(name) for name in classes]
+            tensors |= {name: tensor[order] for name, tensor in of_head.items()}
     tensors, adapted = adapt_channels(model, tensors)
     return weights_note(f"weights from {source}", load_into(model, tensors, source, head=head), adapted)
 

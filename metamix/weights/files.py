@@ -288,6 +288,11 @@ def _why_unreadable(path: str | Path, error: Exception) -> Exception:
     if "without end" in text:
         return ValueError(f"{path} {text}. Use another file")
     advice = "save only the tensors, torch.save(model.state_dict(), FILE), and give that file"
+    if call := re.search(r"CALL ([\w.]+)", text):
+        return ValueError(
+            f"{path} calls {call[1][:80]}, probably because it holds bytes or tensors with Python attributes. Such a "
+            f"call can fill the memory, so metamix does not read the file: {advice}"
+        )
     if code := re.search(r"GLOBAL ([\w.]+)", text):
         return ValueError(
             f"{path} holds code, not only tensors: reading it would run {code[1][:80]}, which metamix never does. "

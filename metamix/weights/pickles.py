@@ -40,7 +40,7 @@ def check_pickle(pickle: bytes | IO[bytes]) -> None:
         for code, arg, position in pickletools.genops(pickle):
             name, grows = code.name, code.name.startswith(("APPEND", "SETITEM", "BUILD"))
             if name == "GLOBAL" and str(arg).endswith(("bytearray", "encode", "Tensor", "_cpu_tensor")):
-                raise UnpicklingError(f"GLOBAL {str(arg).replace(' ', '.')}")  # these make values of any size
+                raise UnpicklingError(f"CALL {str(arg).replace(' ', '.')}")  # these can make values of any size
             every = name in ("TUPLE", "APPENDS", "SETITEMS")  # these take all values since the last mark
             taken = stacks.pop() if every else [stacks[-1].pop() for _ in code.stack_before[grows:]]
             cost = sum(value[0] for value in taken)

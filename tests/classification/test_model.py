@@ -72,9 +72,12 @@ def test_the_note_says_that_published_weights_get_a_new_head(tmp_path):
 
 def test_other_class_names_get_a_new_head_even_if_their_number_is_equal(weights):
     path, _ = weights(classes=list("abcdefghij"))
-    for classes, note in ("0123456789", "; new: head.weight, head.bias"), ("abcdefghij", ""):
+    for classes, note in ("0123456789", "; new: head.weight, head.bias"), ("abcdefghij", ""), ("jihgfedcba", ""):
         model = small_task().model.build()
         assert load_initial_weights(model, path, *read_weights(path), [*classes]) == f"weights from {path}{note}"
+    trained = read_weights(path)[0]
+    assert torch.equal(model.head.weight, trained["head.weight"].flip(0)), "the same classes in another order"
+    assert torch.equal(model.head.bias, trained["head.bias"].flip(0))
 
 
 def test_a_file_that_lacks_a_stage_is_refused(weights, tmp_path):

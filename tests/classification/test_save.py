@@ -62,6 +62,7 @@ def test_a_compiled_model_is_saved_without_its_wrapper(tmp_path):
         ({}, dict(classes=2), "classes is 2: give a list of names"),
         ({}, dict(classes=["cat", "cat"]), "classes has 'cat' twice: give each class its own name"),
         ({}, dict(classes=frozenset({"cat", "dog"})), "give a list of names, one for each logit"),  # a set has no order
+        ({}, dict(classes={"dog": 1, "cat": 0}), "give a list of names, one for each logit"),
         ({}, dict(classes=[0, 1]), r"classes is \[0, 1\]: give the names as strings"),
         ({}, dict(threshold=50), "threshold is 50, but it must be a number from 0 to 1"),
         ({}, dict(threshold="high"), "threshold is 'high', but it must be a number from 0 to 1"),
@@ -90,6 +91,13 @@ def test_arguments_that_do_not_fit_the_model_are_refused(made_with, options, wor
     with pytest.raises(ValueError, match=words):
         metamix.save_classifier(model, **arguments)
     assert not (tmp_path / "cats.safetensors").exists()
+
+
+def test_a_head_that_the_model_does_not_know_of_is_refused(tmp_path):
+    model = timm.create_model("metaformer_raft_nano", num_classes=2)
+    model.head = torch.nn.Linear(model.num_features, 3)
+    with pytest.raises(ValueError, match=r"replaced by a layer with 3 outputs: use model.reset_classifier\(3\)"):
+        metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog", "fox"])
 
 
 def test_arguments_that_choose_the_initial_weights_are_left_out(tmp_path):

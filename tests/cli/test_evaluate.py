@@ -216,6 +216,24 @@ def test_a_split_that_was_chosen_has_its_own_folder(folder_of_digits, tmp_path, 
     assert names == [f"eval-set-{MODEL}", f"eval-set-{MODEL}-test"]
 
 
+def test_other_images_in_a_folder_of_the_same_name_are_no_training_data(tmp_path, capsys):
+    for folder, images in ("a", 10), ("b", 12):
+        for label, shade in (("dark", 0), ("light", 255)):
+            (tmp_path / folder / "set" / label).mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (32, 32), (shade, shade, i)).save(tmp_path / folder / "set" / label / f"{i}.png")
+    train("--data-dir", tmp_path / "a" / "set", "--data", "folder", "--epochs", 1, "--output", tmp_path / "run")
+    for share in ((), ("--test-share", 1)):
+        evaluate("--checkpoint", tmp_path / "run", "--data-dir", tmp_path / "b" / "set", *share)
+        said = capsys.readouterr().out
+        assert "test (24 images" in said
+    evaluate("--checkpoint", tmp_path / "run", "--data-dir", tmp_path / "b" / "set", "--test-share", 0.5)
+    assert "12 images are scored, and may have been trained on" in capsys.readouterr().out
+    more = ["--data", "folder", "--epochs", 1, "--checkpoint", tmp_path / "run", "--output", tmp_path / "more"]
+    train("--data-dir", tmp_path / "b" / "set", *more)
+    assert "2 images are scored; " in (said := capsys.readouterr().out) and "may have been trained on some" in said
+
+
 def test_unreadable_images_are_reported(folder_of_digits, tmp_path, capsys):
     words = folder_of_digits(["train", "val"], "0123456789")
     (tmp_path / "set" / "val" / "3" / "0.png").write_bytes(b"no image")
