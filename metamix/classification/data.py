@@ -179,7 +179,7 @@ class ClassificationData:
             trained_too = " and not trained on" if held_out else ", and may have been trained on"
             before = (initial.data, initial.extra.get("digest"), initial.extra.get("test_share")) if initial else ()
             if before[:1] == (self.name,) and before[1:] != (self.splits.digest, options.test_share):
-                trained_too = f"; {options.checkpoint} may have been trained on some of them, so put new images into val/"
+                trained_too = f"; {options.checkpoint} may have been trained on some of them: put new images into val/"
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 

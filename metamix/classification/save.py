@@ -72,7 +72,7 @@ def save_classifier(
         raise ValueError(f"classes is {classes!r}: give a list of names, one for each logit")
     logits = getattr(body.get_classifier(), "out_features", body.num_classes)
     if logits != body.num_classes:
-        raise ValueError(f"the head was replaced by a layer with {logits} outputs: use model.reset_classifier({logits})")
+        raise ValueError(f"the head was replaced by a layer of {logits} outputs: use model.reset_classifier({logits})")
     if not 0 < len(classes) == body.num_classes:
         names, logits = plural(len(classes), "class name"), plural(body.num_classes, "logit")
         raise ValueError(f"{names} for {logits}: give one name for each logit")

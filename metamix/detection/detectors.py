@@ -27,7 +27,7 @@ from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
 from metamix.utils.checks import check_choice, check_finite, check_known
 
 from .anchors import ANCHOR_SCALE, Anchors, retinanet_sizes
-from .objects import Objects, paste
+from .objects import Objects, drop_empty, paste
 
 
 class Detector(BackboneMixin):
@@ -192,6 +192,7 @@ class Transform(GeneralizedRCNNTransform):
         return image, target
 
     def postprocess(self, result: list[Objects], image_shapes: Any, original_image_sizes: Any) -> list[Objects]:
+        result = list(map(drop_empty, result))
         masks = [objects.pop("masks", None) for objects in result] if self.masks_as_runs else [None] * len(result)
         result = super().postprocess(result, image_shapes, original_image_sizes)
         for objects, small, size in zip(result, masks, original_image_sizes):

@@ -33,7 +33,7 @@ from metamix.weights.metadata import ModelMetadata
 from .box_match import BoxMatch
 from .detectors import FCOS, RetinaNet
 from .load import DetectorSpec, TrainedDetector, load_detector
-from .objects import Objects
+from .objects import Objects, drop_empty
 from .options import DetectionEvalOptions
 from .task import Detection
 
@@ -103,9 +103,10 @@ def suppress(outputs: Sequence[Tensor], size: Sequence[int], settings: dict[str,
     """
     boxes, scores, labels = (check_finite(output)[0] for output in outputs)
     sure = scores > settings["score_thresh"]
-    boxes, scores, labels = clip_boxes_to_image(boxes[sure], size), scores[sure], labels[sure]
-    keep = batched_nms(boxes, scores, labels, settings["nms_thresh"])[: settings["detections_per_img"]]
-    return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+    objects = {"boxes": clip_boxes_to_image(boxes[sure], size), "scores": scores[sure], "labels": labels[sure]}
+    objects = drop_empty(objects)  # boxes in the padding are empty
+    keep = batched_nms(*objects.values(), settings["nms_thresh"])[: settings["detections_per_img"]]
+    return {name: values[keep] for name, values in objects.items()}
 
 
 class ExportedDetector(nn.Module):
@@ -216,7 +217,7 @@ class ExportableDetector(CalibratedExport):
         return [self.examples(2)[:1], self.examples(2, larger, 2 * larger)[1:]]
 
     def pair(self, images: Tensor, outputs: Any) -> Pair:
-        return self.eager(images)[0], suppress(outputs, images.shape[-2:], self.extra)
+        return drop_empty(self.eager(images)[0]), suppress(outputs, images.shape[-2:], self.extra)
 
     def test_outputs(self, exported: Model) -> Iterator[tuple[Batch, Pair, Pair]]:
         ours = self.detector_of(exported)

@@ -55,6 +55,11 @@ def select(objects: Objects, chosen: Tensor) -> Objects:
     }
 
 
+def drop_empty(objects: Objects) -> Objects:
+    """Drop objects whose box has no area, such as a box beside the image that was clipped to its edge."""
+    return select(objects, (objects["boxes"][:, 2:] > objects["boxes"][:, :2]).all(1))
+
+
 def pixel_maps(height: int, width: int) -> tuple[tv_tensors.Mask, tv_tensors.Mask]:
     """Return two maps (H, W), the row and the column of each pixel. A transform moves them as it would move masks."""
     rows = torch.arange(height, dtype=torch.float32)[:, None].expand(height, width)

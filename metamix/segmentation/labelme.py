@@ -77,7 +77,9 @@ def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape], list[str]] | 
         data = json.loads(read_bytes(path))
         if not isinstance(data, dict) or "shapes" not in data:
             return None
-        size = int(data["imageHeight"]), int(data["imageWidth"])
+        if None in (sides := (data["imageHeight"], data["imageWidth"])):
+            raise ValueError("imageHeight or imageWidth is null: give the size of the image in pixels")
+        size = int(sides[0]), int(sides[1])
         shapes = []
         for shape in data["shapes"]:
             points = [(float(x), float(y)) for x, y in shape["points"]]
@@ -133,5 +135,21 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
         if shape.kind == "rectangle":
             xs, ys = zip(*points)
             points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]
-        ImageDraw.Draw(image).polygon(points, fill=numbers[shape.label])
+        image.paste(numbers[shape.label], mask=Image.fromarray(fill_polygon(points, height, width)))
     return np.array(image)
+
+
+def fill_polygon(points: Sequence[tuple[float, float]], height: int, width: int) -> np.ndarray:
+    """Return the pixels whose centres are inside a polygon, (H, W) bool, by the even-odd rule.
+
+    The corner of the first pixel is at (0, 0), as in LabelMe, COCO and YOLO. Pillow would draw a larger polygon, since
+    it takes points as centres of pixels.
+    """
+    x1, y1 = np.clip(np.array(points), -1e6, 1e6).T
+    x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
+    y = np.arange(height) + 0.5  # centres of the rows
+    edges, rows = np.nonzero((y1[:, None] <= y) != (y2[:, None] <= y))  # each edge, and each row that it crosses
+    x = x1[edges] + (y[rows] - y1[edges]) * (x2 - x1)[edges] / (y2 - y1)[edges]
+    crossings = np.zeros((height, width + 1), np.uint8)
+    np.add.at(crossings, (rows, np.ceil(x - 0.5).clip(0, width).astype(int)), 1)
+    return np.cumsum(crossings[:, :width], axis=1, dtype=np.uint8) % 2 == 1

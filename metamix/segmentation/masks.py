@@ -50,7 +50,9 @@ class Masks(LabelledImages):
         mask_height, mask_width = mask_size
         sizes = f"{file} ({height} x {width}, mask {mask_height} x {mask_width})"
         if abs(height / mask_height - width / mask_width) > SAME_SHAPE * height / mask_height:
-            self.notes["images whose mask has a different shape were left out"].append(sizes)
+            turned = abs(width / mask_height - height / mask_width) <= SAME_SHAPE * width / mask_height
+            why = "is not turned like the image (EXIF)" if turned else "has a different shape"
+            self.notes[f"images whose mask {why} were left out"].append(sizes)
             return
         if size != mask_size:
             self.notes["masks were resized to their images"].append(sizes)

@@ -88,6 +88,9 @@ def main(argv: Sequence[str]) -> None:
         out = options.out
         check_output_folder(out, ())
         labels = read_labels(options.format, options.source)
+        if not labels.samples:
+            why = "; ".join(f"{clause}: {list_names(places)}" for clause, places in labels.notes.items() if places)
+            raise ValueError(f"{options.source} has no image that can be used{why and ': '}{why}")
         splits = choose_splits(labels, options.split)
         check_names(out, splits)
         with filled_at_once(out) as folder:

@@ -96,7 +96,7 @@ def test_arguments_that_do_not_fit_the_model_are_refused(made_with, options, wor
 def test_a_head_that_the_model_does_not_know_of_is_refused(tmp_path):
     model = timm.create_model("metaformer_raft_nano", num_classes=2)
     model.head = torch.nn.Linear(model.num_features, 3)
-    with pytest.raises(ValueError, match=r"replaced by a layer with 3 outputs: use model.reset_classifier\(3\)"):
+    with pytest.raises(ValueError, match=r"replaced by a layer of 3 outputs: use model.reset_classifier\(3\)"):
         metamix.save_classifier(model, tmp_path / "cats.safetensors", classes=["cat", "dog", "fox"])
 
 

@@ -20,6 +20,7 @@ from metamix.detection.export import (
     exported_detector,
     image_ap,
     open_detector,
+    suppress,
 )
 from metamix.detection.load import DetectorSpec, TrainedDetector, load_detector
 from metamix.detection.options import DetectionEvalOptions
@@ -234,6 +235,26 @@ def test_the_snippet_in_the_docs_finds_the_same_objects(tmp_path, monkeypatch):
     assert len(expected["boxes"]) > 0 and len(names["cells"]["boxes"]) == len(expected["boxes"])
     near = (names["cells"]["boxes"] - expected["boxes"]).abs().amax(1) < 0.5
     assert near.float().mean() > 0.9  # boxes of nearly equal scores may change places
+
+
+def test_boxes_in_the_padding_are_no_objects():
+    boxes, scores = (
+        torch.tensor([[[40.0, 2, 50, 8], [35, 1, 39, 5], [2, 2, 9, 9], [0, 0, 0, 0]]]),
+        [[0.9, 0.8, 0.6, -1]],
+    )
+    outputs = boxes, torch.tensor(scores), torch.ones(1, 4, dtype=torch.int64)
+    settings = {"score_thresh": 0.5, "nms_thresh": 0.5, "detections_per_img": 1}
+    assert suppress(outputs, (32, 32), settings)["boxes"].tolist() == [[2, 2, 9, 9]]
+    assert suppress(outputs, (32, 64), settings)["boxes"].tolist() == [[40, 2, 50, 8]]
+
+
+def test_an_eager_detector_finds_no_objects_without_area(monkeypatch):
+    detector = SPEC.build().eval()
+    objects = {"boxes": torch.tensor([[5.0, 1, 5, 9], [2, 2, 9, 9]]), "scores": torch.tensor([0.9, 0.8])}
+    objects["labels"] = torch.ones(2, dtype=torch.int64)
+    monkeypatch.setattr(detector, "postprocess_detections", lambda *args: [objects])
+    (found,) = detector([torch.rand(3, 64, 64)])
+    assert found["scores"].tolist() == pytest.approx([0.8])
 
 
 def test_predict_takes_a_threshold_below_the_score_thresh_of_the_detector(tmp_path):

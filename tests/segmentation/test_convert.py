@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metamix.segmentation.labelme import fill_polygon
 from metamix.segmentation.labels import make_labels, read_classes, read_mask
 from tests.helpers.running import metamix_command, train
 
@@ -235,6 +236,13 @@ def test_files_left_out_and_resized_masks_are_printed(tmp_path, capsys):
     assert f"note: masks without an image were left out: {source}/masks/d.png\n" in said
 
 
+def test_masks_that_are_not_turned_like_all_images_are_refused(tmp_path):
+    write(tmp_path / "source", {name: quarters(0, 255, 0, 0, size=(32, 24)) for name in "ab"})
+    with pytest.raises(SystemExit, match=r"no image that can be used: images whose mask is not turned .*b.png \(24 x"):
+        convert(tmp_path / "source")
+    assert not any((tmp_path / "out").glob("*"))
+
+
 def write_tiff(source):
     Image.fromarray(np.full((24, 32), 70_000, np.int32)).save(source / "masks/a.tif")
     (source / "masks/a.png").unlink()
@@ -288,9 +296,9 @@ def labelme(folder, shapes, height=24):
 
 def test_shapes_of_labelme_are_drawn_in_their_order(tmp_path, capsys):
     shapes = [
-        {"label": "pond", "points": [[0, 0], [25, 0], [25, 23], [0, 23]], "shape_type": "polygon"},
-        {"label": "boat", "points": [[20, 10], [4, 2]], "shape_type": "rectangle"},
-        {"label": "__ignore__", "points": [[0, 20], [31, 20], [31, 23], [0, 23]], "shape_type": "polygon"},
+        {"label": "pond", "points": [[0, 0], [26, 0], [26, 24], [0, 24]], "shape_type": "polygon"},
+        {"label": "boat", "points": [[21, 11], [4, 2]], "shape_type": "rectangle"},
+        {"label": "__ignore__", "points": [[0, 20], [32, 20], [32, 24], [0, 24]], "shape_type": "polygon"},
         {"label": "path", "points": [[0, 0], [1, 1]], "shape_type": "line"},
     ]
     classes, labels = convert(labelme(tmp_path / "source", shapes), "labelme")
@@ -327,8 +335,18 @@ def test_circles_and_masks_of_labelme_are_drawn_and_other_json_files_are_left_ou
     assert not any((tmp_path / "none").iterdir())
 
 
+def test_polygons_hold_the_pixels_whose_centres_are_inside():
+    points = [(3.2, 1.0), (20.9, 4.4), (12.5, 22.8), (9.0, -5.0), (40.0, 9.5)]  # crosses itself, and leaves the image
+    rows, columns = np.mgrid[:24, :32] + 0.5
+    inside = np.zeros((24, 32), bool)
+    for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]]):  # count the edges on the left of each centre
+        inside ^= ((y1 <= rows) != (y2 <= rows)) & (x1 + (rows - y1) * (x2 - x1) / (y2 - y1) <= columns)
+    assert np.array_equal(fill_polygon(points, 24, 32), inside) and 100 < inside.sum() < 400
+    assert not fill_polygon([(1, 1), (9, 1), (1, 1)], 24, 32).any()
+
+
 def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
-    corners = [[4, 2], [20, 2], [20, 10], [4, 10]]
+    corners = [[4, 2], [21, 2], [21, 11], [4, 11]]
     for name in ("labels", "night"):
         folder = labelme(tmp_path / "source" / name, [{"label": name, "points": corners, "shape_type": "rectangle"}])
         (folder / "a.jpg").rename(folder / "a_img.jpg")
@@ -384,7 +402,7 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
         [
             {"segmentation": [[4, 2, 6, 2, 6, 5, 4, 5], [9, 2, 11, 2, 11, 5, 9, 5]], "category_id": 2, "area": 6},
             {"segmentation": [SQUARE], "area": 162},
-            {"segmentation": [[0, 20, 31, 20, 31, 23, 0, 23]], "iscrowd": 1},
+            {"segmentation": [[0, 20, 32, 20, 32, 24, 0, 24]], "iscrowd": 1},
             {"bbox": [28, 0, 3, 3]},
             {
                 "segmentation": {"size": [24, 32], "counts": [682, 3, 21, 3, 21, 3, 35]},
@@ -404,12 +422,12 @@ def test_the_largest_polygons_of_coco_are_drawn_first(tmp_path, capsys):
     assert classes == ("background", "boat", "pond")
     assert labels.keys() == {"train/masks/night/a.png", "val/masks/night/a.png"}
     for values in labels.values():
-        assert (values[20:] == 255).all() and (values[2:6, 4:7] == 1).all() and (values[2:6, 9:12] == 1).all()
-        assert (values[1:11, 2:21] == 2).sum() == 190 - 24 and (values[:3, 25:28] == 2).all()
+        assert (values[20:] == 255).all() and (values[2:5, 4:6] == 1).all() and (values[2:5, 9:11] == 1).all()
+        assert (values[1:10, 2:20] == 2).sum() == 162 - 12 and (values[:2, 25:27] == 2).all()
         assert (
-            (values[:4, 28:] == 255).all() and (values[10:13, 28:31] == 2).all() and (values[14:16, 28:30] == 1).all()
+            (values[:3, 28:31] == 255).all() and (values[10:13, 28:31] == 2).all() and (values[14:16, 28:30] == 1).all()
         )
-        assert (values[:20] == 0).sum() == 640 - 190 - 9 - 16 - 9 - 4
+        assert (values[:20] == 0).sum() == 640 - 162 - 4 - 9 - 9 - 4
     said = capsys.readouterr().out
     assert "1 train, 1 val images, 3 classes: background, boat, pond" in said
     assert f"pixels of their boxes are ignored: {source}/annotations/instances_train.json, annotation 3, " in said
@@ -480,7 +498,7 @@ def test_a_single_image_is_used_for_training(tmp_path):
         ([{"label": " ", "points": [[1, 1], [9, 9], [1, 9]]}], 24, "a.json has a polygon without a label"),
         ([{"points": []}], 24, "a.json is not in LabelMe's format: KeyError: 'label'"),
         (None, 24, "a.json is not in LabelMe's format: TypeError"),
-        ([], None, "a.json is not in LabelMe's format: TypeError"),
+        ([], None, "a.json .*: imageHeight or imageWidth is null: give the size"),
         ([], 0, "a.json has an image of 0 x 32 pixels"),
         ([], float("inf"), "a.json is not in LabelMe's format: OverflowError"),
     ],
