@@ -91,9 +91,11 @@ def read_masks(source: Path) -> Masks:
     pairs = match_files(images, masks)
     if not pairs:
         counts = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}"
+        names = " and ".join(path.name for files in (images, masks) for path in list(files.values())[:1])
         raise ValueError(
-            f"{source} has {counts}, but no mask has the name of an image: put the masks into a folder named masks, "
-            f"labels or annotations, or let their names end in _mask"
+            f"{source} has {counts}{names and ', such as '}{names}, but no mask has the name of an image: put the masks "
+            f"into a folder named masks, labels or annotations, or let their names end in _mask; merge several masks "
+            f"of one image into one"
         )
     values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in pairs]))
     classes, palette, table = number_values(source, values.tolist())
