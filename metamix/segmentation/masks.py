@@ -93,9 +93,9 @@ def read_masks(source: Path) -> Masks:
         counts = f"{plural(len(images), 'image')} and {plural(len(masks), 'mask')}"
         names = " and ".join(path.name for files in (images, masks) for path in list(files.values())[:1])
         raise ValueError(
-            f"{source} has {counts}{names and ', such as '}{names}, but no mask has the name of an image: put the masks "
-            f"into a folder named masks, labels or annotations, or let their names end in _mask; merge several masks "
-            f"of one image into one"
+            f"{source} has {counts}{names and ', such as '}{names}, but no mask has the name of an image: put the "
+            f"masks into a folder named masks, labels or annotations, or let their names end in _mask; merge several "
+            f"masks of one image into one"
         )
     values = np.unique(np.concatenate([np.unique(read_values(mask)) for mask in pairs]))
     classes, palette, table = number_values(source, values.tolist())

@@ -50,7 +50,7 @@ def test_a_teacher_of_other_data_is_refused(weights, three_classes):
 
 def test_a_teacher_of_other_class_names_is_refused(weights):
     path, _ = weights(classes=["one", *"123456789"])
-    with pytest.raises(ValueError, match="the teacher .* has the class 'one' where digits has '0', but it needs the same classes in the same order"):
+    with pytest.raises(ValueError, match="class 'one' where digits has '0', but it needs the same classes in the same"):
         small_task(teacher=SMALL["model"], teacher_checkpoint=path).model.build()
 
 
