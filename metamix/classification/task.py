@@ -1,6 +1,7 @@
 """Assemble the classification task: any timm model on any data set of labelled images."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -72,10 +73,12 @@ class Classification:
         values = values_of_training(metadata, options) | {"checkpoint": options.checkpoint}
         values |= {"model": classifier.name, "model_args": metadata.model_args}
         shares = shares_of_training(metadata) if metadata.data == data_name(options) else {}
-        task = cls(options_as_trained(ModelOptions, values | shares, options), metadata=metadata)
-        if task.data.is_training_data(metadata):
+        task = None
+        with suppress(ValueError):  # another folder of the same name may lack the splits of training
+            task = cls(options_as_trained(ModelOptions, values | shares, options), metadata=metadata)
+        if task and task.data.is_training_data(metadata):
             check_shares(shares, options)
-        elif shares:  # another folder of the same name
+        elif shares or not task:
             task = cls(options_as_trained(ModelOptions, values, options), metadata=metadata)
             if not task.data.splits.train and "test_share" in shares:
                 name = task.data.name

@@ -216,7 +216,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
 
 @cache
 def _warn_of_dark_image(bits: int) -> None:
-    """Warn about a 16-bit image whose values have `bits` bits, once in a process."""
+    """Warn about a 16-bit image whose values have `bits` bits, once for each number of bits in a process."""
     log.warning(
         f"a 16-bit image has no value above {2**bits - 1} of 65535 and is read as dark or black: if its camera or "
         f"scanner has fewer than 16 bits, multiply the values of all images so that its white becomes 65535"

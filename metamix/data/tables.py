@@ -207,7 +207,9 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     if table.missing:
         raise ValueError(f"neither {root} nor its subfolder images/ has the image of {list_names(table.missing)}")
     listed = {os.path.relpath(path, root) for path in table.images}
-    if unlisted := [path for path in list_image_paths(root) if path not in listed]:
+    folders = set(map(os.path.dirname, listed))  # other folders may hold thumbnails or masks
+    below = (path for path in list_image_paths(root) if os.path.dirname(path) in folders)
+    if unlisted := [path for path in below if path not in listed]:
         log.warning(f"{file} does not list {plural(len(unlisted), 'image')}, left out: {list_names(unlisted)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):

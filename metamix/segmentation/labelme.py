@@ -135,21 +135,28 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
         if shape.kind == "rectangle":
             xs, ys = zip(*points)
             points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]
-        image.paste(numbers[shape.label], mask=Image.fromarray(fill_polygon(points, height, width)))
+        fill_polygon(image, points, numbers[shape.label])
     return np.array(image)
 
 
-def fill_polygon(points: Sequence[tuple[float, float]], height: int, width: int) -> np.ndarray:
-    """Return the pixels whose centres are inside a polygon, (H, W) bool, by the even-odd rule.
+def fill_polygon(image: Image.Image, points: Sequence[tuple[float, float]], value: int) -> None:
+    """Set the pixels whose centres are inside a polygon to a value, by the even-odd rule.
 
     The corner of the first pixel is at (0, 0), as in LabelMe, COCO and YOLO. Pillow would draw a larger polygon, since
     it takes points as centres of pixels.
     """
-    x1, y1 = np.clip(np.array(points), -1e6, 1e6).T
+    corners = np.clip(np.array(points), -1e6, 1e6)
+    left, top = np.maximum(np.floor(corners.min(0)), 0).astype(int).tolist()
+    right, bottom = np.minimum(np.ceil(corners.max(0)), image.size).astype(int).tolist()
+    width, height = right - left, bottom - top
+    if width <= 0 or height <= 0:
+        return
+    x1, y1 = (corners - (left, top)).T
     x2, y2 = np.roll(x1, -1), np.roll(y1, -1)
     y = np.arange(height) + 0.5  # centres of the rows
     edges, rows = np.nonzero((y1[:, None] <= y) != (y2[:, None] <= y))  # each edge, and each row that it crosses
     x = x1[edges] + (y[rows] - y1[edges]) * (x2 - x1)[edges] / (y2 - y1)[edges]
     crossings = np.zeros((height, width + 1), np.uint8)
     np.add.at(crossings, (rows, np.ceil(x - 0.5).clip(0, width).astype(int)), 1)
-    return np.cumsum(crossings[:, :width], axis=1, dtype=np.uint8) % 2 == 1
+    inside = np.cumsum(crossings[:, :width], axis=1, dtype=np.uint8) % 2 == 1
+    image.paste(value, (left, top), mask=Image.fromarray(inside))

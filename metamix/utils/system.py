@@ -164,7 +164,8 @@ def usable_workers(workers: int | None) -> int:
         return len(os.sched_getaffinity(process)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     if workers is None:  # divide the launcher's cores, since it may bind this process to a part of them
-        share = cores(os.getppid()) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if torch.cuda.is_initialized() else 2
+        launcher, processes = (os.getppid(), int(count)) if (count := os.environ.get("LOCAL_WORLD_SIZE")) else (0, 1)
+        share = cores(launcher) // processes if torch.cuda.is_initialized() else 2
         workers = min(max(share, 2), 16)
     return min(workers, cores(0))
 

@@ -229,6 +229,11 @@ def test_other_images_in_a_folder_of_the_same_name_are_no_training_data(tmp_path
         assert "test (24 images" in said
     evaluate("--checkpoint", tmp_path / "run", "--data-dir", tmp_path / "b" / "set", "--test-share", 0.5)
     assert "12 images are scored, and may have been trained on" in capsys.readouterr().out
+    for label in ("dark", "light"):
+        (tmp_path / "c" / "set" / label).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "c" / "set" / label / "0.png")
+    evaluate("--checkpoint", tmp_path / "run", "--data-dir", tmp_path / "c" / "set")
+    assert "test (2 images" in capsys.readouterr().out
     more = ["--data", "folder", "--epochs", 1, "--checkpoint", tmp_path / "run", "--output", tmp_path / "more"]
     train("--data-dir", tmp_path / "b" / "set", *more)
     assert "2 images are scored; " in (said := capsys.readouterr().out) and "may have been trained on some" in said

@@ -341,8 +341,12 @@ def test_polygons_hold_the_pixels_whose_centres_are_inside():
     inside = np.zeros((24, 32), bool)
     for (x1, y1), (x2, y2) in zip(points, [*points[1:], points[0]]):  # count the edges on the left of each centre
         inside ^= ((y1 <= rows) != (y2 <= rows)) & (x1 + (rows - y1) * (x2 - x1) / (y2 - y1) <= columns)
-    assert np.array_equal(fill_polygon(points, 24, 32), inside) and 100 < inside.sum() < 400
-    assert not fill_polygon([(1, 1), (9, 1), (1, 1)], 24, 32).any()
+    image = Image.new("L", (32, 24))
+    for empty in ([(1, 1), (9, 1), (1, 1)], [(33, 1), (40, 1), (40, 9)]):
+        fill_polygon(image, empty, 1)
+    assert not np.any(image)
+    fill_polygon(image, points, 1)
+    assert np.array_equal(np.array(image), inside) and 100 < inside.sum() < 400
 
 
 def test_labelme_files_in_several_folders_are_converted(tmp_path, capsys):
