@@ -9,7 +9,7 @@ from metamix.data.augment import Augment, normalize
 from metamix.data.loader import MemoryLoader, StreamLoader, eval_loader, train_loader
 from metamix.data.memory import channel_statistics, image_size, in_memory
 from metamix.data.options import DataOptions, train_command
-from metamix.data.sources import Source, digest, open_data, scarce_classes
+from metamix.data.sources import Source, open_data, scarce_classes
 from metamix.models.backbone import per_channel
 from metamix.tasks.find import task_of_data, task_of_folder
 from metamix.tasks.network import describe_initial_weights
@@ -167,8 +167,7 @@ class ClassificationData:
             if not shared and options.test_share != type(options).test_share:
                 raise ValueError(f"{asked}, but the data have a test split: leave --test-share out")
         digests = metadata.extra.get("digest") if metadata and options.data == "folder" else None
-        trained_on = digests.get("train") if isinstance(digests, dict) else None
-        same = trained_on is not None and trained_on == digest(test.images)
+        same = isinstance(digests, dict) and digests.get("train") == self.splits.digest["test"]
         if metadata and same and train is None:
             share = metadata.extra.get("test_share")
             advice = f"give --test-share {share} to score the held-out images" if share else "give other images"
@@ -177,9 +176,10 @@ class ClassificationData:
             scored = f"{plural(len(test), 'image')} {'is' if len(test) == 1 else 'are'} scored"
             held_out = not metadata or (same and metadata.extra.get("test_share") == options.test_share)
             trained_too = " and not trained on" if held_out else ", and may have been trained on"
-            before = (initial.data, initial.extra.get("digest"), initial.extra.get("test_share")) if initial else ()
-            if before[:1] == (self.name,) and before[1:] != (self.splits.digest, options.test_share):
-                trained_too = f"; {options.checkpoint} may have been trained on some of them: put new images into val/"
+            if initial and initial.data == self.name:
+                recorded = initial.extra.get("digest"), initial.extra.get("test_share")
+                if recorded != (self.splits.digest, options.test_share):
+                    trained_too = f"; {options.checkpoint} may have been trained on some of them: put others into val/"
             self.notes.append(f"{scored}{trained_too} (--test-share)")
         return shared
 

@@ -109,8 +109,8 @@ def load_initial_weights(
     """Load weights into a model of the zoo or of timm, to fine-tune them; return a note for the user.
 
     Only the head, the first convolution and the image size may differ. If the metadata have other classes, the head
-    keeps its initial weights; classes in another order are sorted. The first convolution is adapted to the number of
-    image channels, and spatial weights to the image size, as for published weights.
+    keeps its initial weights; if they have the same classes in another order, the rows of the head are reordered. The
+    first convolution is adapted to the number of image channels, and spatial weights to the image size.
     """
     tensors = adapt_checkpoint(model, tensors, source, metadata)
     head = layer_names(timm_config(model), "classifier")

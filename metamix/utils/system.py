@@ -159,15 +159,16 @@ def usable_workers(workers: int | None) -> int:
     None stands for 2. A GPU takes images faster, so if this process uses one, None stands for its share of the cores:
     the number of cores divided by the number of training processes on the machine, at least 2 and at most 16.
     """
-
-    def cores(process: int) -> int:
-        return len(os.sched_getaffinity(process)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-    if workers is None:  # divide the launcher's cores, since it may bind this process to a part of them
-        launcher, processes = (os.getppid(), int(count)) if (count := os.environ.get("LOCAL_WORLD_SIZE")) else (0, 1)
-        share = cores(launcher) // processes if torch.cuda.is_initialized() else 2
-        workers = min(max(share, 2), 16)
-    return min(workers, cores(0))
+    cores_of = getattr(os, "sched_getaffinity", lambda process: range(os.cpu_count() or 1))
+    cores = len(cores_of(0))
+    if workers is None:
+        workers = 2
+        if torch.cuda.is_initialized():
+            count = os.environ.get("LOCAL_WORLD_SIZE")
+            # A launcher may bind this process to a part of the launcher's cores, so the launcher's cores are divided.
+            share = len(cores_of(os.getppid())) // int(count) if count else cores
+            workers = min(max(share, 2), 16)
+    return min(workers, cores)
 
 
 def commit() -> str | None:

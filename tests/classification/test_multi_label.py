@@ -320,6 +320,14 @@ def test_a_csv_file_without_labels_beside_class_folders_is_ignored(folder):
         assert not open_data("folder", root=root).multi_label
 
 
+def test_images_that_labels_csv_does_not_list_are_named(table, caplog):
+    root = table("file,labels", "images/1.png,red", "images/3.png,green", "images/2.png,red")
+    (root / "masks").mkdir()
+    shutil.copy(root / "images/1.png", root / "masks/1.png")
+    open_data("folder", root=root)
+    assert "labels.csv does not list are left out: images/0.png, " in caplog.text and "masks" not in caplog.text
+
+
 def test_the_splits_in_labels_csv_are_used(table):
     lines = ["file,labels,split", "1.png,red,train", "3.png,red|green,train", "2.png,green,val", "6.png,blue,test"]
     splits = open_data("folder", root=table(*lines))
