@@ -19,6 +19,8 @@ from torch import Tensor
 from metamix.utils.system import prepare_device
 from metamix.utils.text import printable_lines
 
+SIGHUP = getattr(signal, "SIGHUP", None)  # not on Windows
+
 
 @dataclass(frozen=True)
 class ProcessGroup:
@@ -172,8 +174,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         self.received = False
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            for number in filter(None, (signal.SIGTERM, signal.SIGINT, SIGHUP)):
+                if number != SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                     self._handlers[number] = signal.signal(number, self._receive)
         return self
 
@@ -183,6 +185,6 @@ class StopSignal:
 
     def _receive(self, number: int, _frame: Any) -> None:
         self.received, self.number = True, signal.Signals(number)
-        if number == signal.SIGHUP:
-            self._handlers[signal.SIGHUP] = signal.SIG_IGN
+        if number == SIGHUP:
+            self._handlers[self.number] = signal.SIG_IGN
         signal.signal(number, self._handlers[signal.Signals(number)])

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -162,10 +163,6 @@ def lock_folder(folder: Path) -> IO[str]:
         ValueError: another process has locked the folder, or it holds a link or a pipe, perhaps from an attacker.
         OSError: the folder cannot be locked.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError(f"{folder} cannot be locked: writing to it needs Linux or macOS") from None
     for path in folder.iterdir():
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is a link or a pipe, so data written to it would go elsewhere: remove it")
@@ -174,8 +171,15 @@ def lock_folder(folder: Path) -> IO[str]:
     except OSError as error:
         raise OSError(f"{folder / LOCK} could not be written ({reason(error)}); give another --output") from error
     try:
-        # A POSIX record lock, not flock: the loader's workers, which may outlive this process, do not inherit it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            # A POSIX record lock, not flock: the loader's workers, which may outlive this process, do not inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
