@@ -220,8 +220,8 @@ def _finish(engine: Engine, run: Run, folder: Path) -> None:
     run.set_state("finished")
     for line in result_lines(folder):
         run.say(line)
-    if report := engine.task.pictures.report(states):
-        run.say(report)
+    for line in engine.task.pictures.report(states).splitlines():
+        run.say(line)
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -55,6 +55,7 @@ def test_training_finds_squares_and_discs(trained):
     assert float(metrics(trained)[2]["holdout_AP50"]) > 20
     assert result["pictures"] == ["curves.png", "test_curves.png", "test_images.png", "test_scores.json"]
     assert all((trained / name).stat().st_size > 0 for name in result["pictures"])
+    assert "\nall classes " in (trained / "log.txt").read_text()
     by_class = json.loads((trained / "test_scores.json").read_text())
     assert by_class["all"]["AP50"] == pytest.approx(result["AP50"], abs=1e-3)
     mean = sum(scores["AP50"] for scores in by_class["classes"].values()) / 2
