@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from metamix.data.files import content_digest
 from metamix.data.loader import SampleReader, StreamLoader
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
+from metamix.layers.spatial import resize_nearest
 from metamix.training.task import Batch, State
 from metamix.utils.options import changed_flags
 from metamix.utils.text import plural
@@ -151,7 +153,7 @@ class TrainTransform:
         self.transform = v2.Compose(
             [
                 v2.ClampBoundingBoxes(),
-                v2.RandomApply([v2.RandomIoUCrop()], p=options.iou_crop),
+                v2.RandomApply([IoUCrop()], p=options.iou_crop),
                 v2.RandomHorizontalFlip(options.flip),
                 v2.RandomVerticalFlip(options.flip_vertical),
                 v2.RandomChoice([ShorterSide(size, max_size=limit) for size, limit in limits.items()]),
@@ -174,14 +176,29 @@ class TrainTransform:
         return image, target
 
 
+class IoUCrop(v2.RandomIoUCrop):
+    """Crop images as torchvision does, but leave images of 1 to 3 rows as they are, where torchvision can fail."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        try:
+            return super().make_params(flat_inputs)
+        except ZeroDivisionError:  # the crop would have no rows
+            return {}
+
+
 class ShorterSide(v2.RandomShortestSize):
-    """Resize images as torchvision does, but make each side at least one pixel long.
+    """Resize images as torchvision does, but keep masks aligned, and make each side at least one pixel long.
 
     torchvision fails if a side would have 0 pixels.
     """
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return tv_tensors.Mask(resize_nearest(inpt, params["size"]))
+        return super().transform(inpt, params)
 
 
 class JoinedSplits:

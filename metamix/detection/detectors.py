@@ -23,6 +23,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
+from metamix.layers.spatial import resize_nearest
 from metamix.models.backbone import Backbone, BackboneMixin, build_backbone
 from metamix.utils.checks import check_choice, check_finite, check_known
 
@@ -188,7 +189,7 @@ class Transform(GeneralizedRCNNTransform):
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], size, new)
             if "masks" in target:
-                target["masks"] = F.interpolate(target["masks"][:, None].float(), new)[:, 0].byte()
+                target["masks"] = resize_nearest(target["masks"].float(), new).byte()
         return image, target
 
     def postprocess(self, result: list[Objects], image_shapes: Any, original_image_sizes: Any) -> list[Objects]:

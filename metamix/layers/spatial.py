@@ -53,6 +53,16 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
     return torch.minimum(places, period - places)
 
 
+def resize_nearest(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize masks (..., H, W) to `size` = (H', W'): each pixel takes the value at its centre.
+
+    Why not torchvision: it takes the value at the pixel's corner, so its masks lie up to a pixel beside the image.
+    """
+    leading, sides = masks.shape[:-2], masks.shape[-2:]
+    flat = masks.reshape(leading.numel(), 1, *sides)
+    return F.interpolate(flat, list(size), mode="nearest-exact").reshape(*leading, *size)
+
+
 @fx_leaf
 def crop_to(x: Tensor, size: Sequence[int], centre: bool = False) -> Tensor:
     """Crop (..., H', W') to `size` = (H, W): the top left corner, or the centre.

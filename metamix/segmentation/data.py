@@ -28,6 +28,7 @@ from metamix.data.loader import SampleReader, StreamLoader, collate_crops, colla
 from metamix.data.options import choose_splits
 from metamix.data.order import EvalOrder, TrainOrder
 from metamix.layers.image_inference import Size
+from metamix.layers.spatial import resize_nearest
 from metamix.training.task import Batch
 from metamix.weights.checksums import digest
 
@@ -240,7 +241,7 @@ def random_scale(pair: Pair, options: SegmentationOptions) -> Pair:
     scale = low + (high - low) * float(torch.rand(()))
     height, width = mask.shape[-2:]
     size = list(resized_size((height, width), options.min_size, options.max_size, scale))
-    return name, F.resize(image, size, antialias=True), F.resize(mask, size)
+    return name, F.resize(image, size, antialias=True), tv_tensors.Mask(resize_nearest(mask, size))
 
 
 def limited_crop(pair: Pair, options: SegmentationOptions, fill: Sequence[int]) -> Pair:

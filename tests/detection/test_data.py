@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from metamix.data import CorruptImage
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.data import DetectionData, TrainTransform
-from metamix.detection.objects import decode
+from metamix.detection.objects import decode, encode
 from metamix.detection.task import DetectionOptions
 from metamix.detection.verify import VerifyAnnotations
 from tests.helpers.advice import follow_verify
@@ -134,6 +134,32 @@ def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, s
     _, made = transform((image, target))
     assert made["masks"].dtype == torch.uint8 and set(made) == {"boxes", "labels", "masks"}
     assert all(torch.equal(made[key], expected[key]) for key in made) and made["masks"].any()
+
+
+def test_masks_lie_in_their_boxes_after_the_transform(options):
+    """Masks that torchvision resizes lie 0.4 pixels further right and down on average."""
+    mask = torch.zeros(64, 96).byte()
+    mask[10:41, 30:61] = 1
+    box = tv_tensors.BoundingBoxes([[30.0, 10, 61, 41]], format="XYXY", canvas_size=(64, 96))
+    moved = []
+    for size in range(33, 63):
+        transform = TrainTransform(replace(options, min_size=size, scales=(1.0, 1.0), flip=0.0, photometric=0.0))
+        objects = {"boxes": box, "labels": torch.tensor([1]), "runs": [encode(mask.numpy())]}
+        _, made = transform((tv_tensors.Image(mask.expand(3, -1, -1)), objects))
+        rows, columns = made["masks"][0].nonzero().T
+        drawn = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        moved.append(drawn - made["boxes"][0].as_subclass(torch.Tensor))
+    assert torch.stack(moved).mean(0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("height", [1, 2, 3])
+def test_images_of_a_few_rows_can_be_cropped(options, height):
+    transform = TrainTransform(replace(options, iou_crop=1.0))
+    for seed in range(20):
+        torch.manual_seed(seed)
+        box = tv_tensors.BoundingBoxes([[8.0, 0, 40, height]], format="XYXY", canvas_size=(height, 96))
+        image = tv_tensors.Image(torch.zeros(3, height, 96).byte())
+        assert transform((image, {"boxes": box, "labels": torch.tensor([1])}))[0].numel()
 
 
 def test_samples_depend_on_seed_epoch_and_index_alone(coco, options):

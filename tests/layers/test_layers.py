@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metamix.layers import GELU, Conv2d, Dropout, GroupNorm1, Mlp, attention, average_to
-from metamix.layers.spatial import averages
+from metamix.layers.spatial import averages, resize_nearest
 from metamix.models.embed import ConvEmbed
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -145,3 +145,10 @@ def test_dropout_of_attention_keeps_its_mean():
     many = attention(*(t.expand(4000, -1, -1, -1) for t in (q, k, v)), 0.2)
     assert not torch.allclose(many[0], want[0], atol=0.01)
     torch.testing.assert_close(many.mean(0), want[0], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("leading", [(), (3,), (0,), (2, 1)])
+def test_resized_masks_take_the_values_at_the_centres_of_pixels(leading):
+    x = torch.randint(256, (*leading, 5, 9)).byte()
+    rows, columns = ([int((i + 0.5) * before / after) for i in range(after)] for before, after in ((5, 2), (9, 11)))
+    assert torch.equal(resize_nearest(x, (2, 11)), x[..., rows, :][..., columns])

@@ -330,6 +330,20 @@ def test_min_size_max_size_and_scales_set_the_size():
     assert sum(h for h, _ in sides) / 200 == pytest.approx(25, abs=2)
 
 
+def test_scaled_masks_lie_on_their_images():
+    """Masks that torchvision resizes lie 0.4 pixels further right and down on average."""
+    mask = torch.zeros(60, 80).byte()
+    mask[20:41, 30:61] = 1
+    pair = "x", tv_tensors.Image(255 * mask.expand(3, -1, -1)), tv_tensors.Mask(mask)
+    torch.manual_seed(0)
+    moved = []
+    for _ in range(50):
+        _, image, scaled = random_scale(pair, options("x", scales=(0.5, 2.0)))
+        centres = [values.nonzero().float().mean(0) for values in (image[0] > 127, scaled)]
+        moved.append(centres[1] - centres[0])
+    assert torch.stack(moved).mean(0).abs().max() < 0.1
+
+
 def test_a_broken_image_is_replaced_and_a_bad_label_ends_the_run(scenes, break_image):
     root = scenes()
     break_image(root / "test" / "images" / "0.png")
