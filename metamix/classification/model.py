@@ -10,7 +10,7 @@ from metamix.data.memory import Statistics
 from metamix.models import count_macs
 from metamix.models.checkpoint import layer_names
 from metamix.models.registry import check_image_size, create_model, published_name, timm_config
-from metamix.tasks.network import load_initial_weights
+from metamix.tasks.network import load_initial_weights, weights_note
 from metamix.training.task import TaskModel
 from metamix.utils.text import plural
 from metamix.weights.find import read_weights
@@ -53,10 +53,13 @@ class ClassificationModel(TaskModel):
             **{name: rate for name, rate in rates.items() if rate},
         )
         check_image_size(model, options.model, data.in_chans, data.size, "Give another --img-size")
-        if pretrained:
-            differences = self._differences_from_published(timm_config(model))
-            self.notes.append("; ".join([f"published weights {published_name(model)}", *differences]))
-            self._compare_statistics(timm_config(model)["mean"], timm_config(model)["std"])
+        if pretrained:  # timm initialises a head for other classes, and adapts the layers that take other channels
+            cfg = timm_config(model)
+            channels, layers = cfg["input_size"][0], ", ".join(layer_names(cfg, "first_conv"))
+            new = [] if cfg["num_classes"] == len(data.classes) else layer_names(cfg, "classifier")
+            adapted = [] if channels == data.in_chans else [f"{layers} from {channels} to {data.in_chans} channels"]
+            self.notes.append(weights_note(f"published weights {published_name(model)}", new, adapted))
+            self._compare_statistics(cfg["mean"], cfg["std"])
         if options.checkpoint and metadata is None:
             tensors, start = read_weights(options.checkpoint)
             start.check_task("classification", "a classifier", options.checkpoint)
@@ -72,16 +75,6 @@ class ClassificationModel(TaskModel):
         if options.teacher:
             self.frozen_helpers = (load_teacher(options, data),)
         return model
-
-    def _differences_from_published(self, cfg: Mapping[str, Any]) -> list[str]:
-        """Name the layers that timm initialised or adapted when it loaded the published weights of `cfg`."""
-        channels, differences = cfg["input_size"][0], []
-        if cfg["num_classes"] != len(self.data.classes):
-            differences.append(f"new: {', '.join(layer_names(cfg, 'classifier'))}")
-        if channels != self.data.in_chans:
-            layers = ", ".join(layer_names(cfg, "first_conv"))
-            differences.append(f"adapted: {layers} from {channels} to {self.data.in_chans} channels")
-        return differences
 
     def _compare_statistics(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
         """Add a note if images are normalised differently than when the initial weights were trained."""
