@@ -32,8 +32,8 @@ from benchmarks.weight_cards import load_family, weights_digest
 from metamix import list_mixers
 from metamix.deploy import benchmark, export
 from metamix.deploy.benchmark import ENGINES, FORMAT_OF, PRECISIONS, BenchmarkedModel, cells_of, random_model
-from metamix.deploy.extras import installed
 from metamix.deploy.formats.openvino import compile_openvino
+from metamix.utils.extras import installed
 from metamix.utils.system import processor, versions
 from metamix.utils.text import exit_with_message
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from metamix.models.registry import create_model, timm_config
 from metamix.utils.checks import check_choice
+from metamix.utils.extras import installed, need
 from metamix.utils.system import keep_freed_memory, processor, versions
 from metamix.utils.text import aligned, message, plural
 from metamix.utils.timing import interleaved
 
-from .extras import installed, need
 from .formats import FORMATS, PRECISIONS, Graph
 from .fuse import fuse
 

@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import to_image
 
 from metamix.data import CorruptImage, decode_file
+from metamix.utils.extras import need
 from metamix.utils.text import did_you_mean, plural
 from metamix.weights.checksums import digest
 
@@ -230,15 +231,11 @@ class CocoSplit:
 
 def index_annotations(annotations: Path, images: Path):
     """Index the usable annotations of a file with pycocotools; also return the number of unusable annotations."""
-    try:
-        from pycocotools.coco import COCO
-    except ImportError as error:
-        raise ImportError("COCO's format needs pycocotools: pip install 'metamix[detection]'") from error
+    coco = need("pycocotools.coco", "detection").COCO()
     data = read_complete(annotations, images)
     usable = usable_annotations(data)
     for number, annotation in enumerate(usable, 1):  # pycocotools reads a match with annotation 0 as no match
         annotation |= {"id": number, "id_in_file": annotation["id"]}
-    coco = COCO()
     coco.dataset = data | {"annotations": usable}  # an unusable object would count as missed
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints how long indexing takes
         coco.createIndex()

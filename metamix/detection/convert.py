@@ -12,6 +12,7 @@ from metamix.data.run_lengths import is_brush
 from metamix.data.tables import SPLITS, read_table, same_in_all
 
 from .coco import find_image, find_splits, read_complete
+from .instances import read_instances
 from .labels import Box, Boxes, split_folders
 from .voc import read_voc
 from .yolo import read_yolo
@@ -115,4 +116,4 @@ def annotation_files(source: Path) -> dict[Path, str]:
     return files
 
 
-FORMATS = {"voc": read_voc, "yolo": read_yolo, "csv": read_boxes, "coco": read_coco}
+FORMATS = {"voc": read_voc, "yolo": read_yolo, "csv": read_boxes, "coco": read_coco, "instances": read_instances}

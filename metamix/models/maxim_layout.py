@@ -121,11 +121,7 @@ MAXIM_VARIANTS = {
     only=dict(use_bias=True, dropout_rate=0),
 )
 def maxim_mab(
-    state: Mapping[str, Tensor],
-    *,
-    block_size: tuple[int, int],
-    grid_size: tuple[int, int],
-    **factors: int,
+    state: Mapping[str, Tensor], *, block_size: tuple[int, int], grid_size: tuple[int, int], **factors: int
 ) -> ModelAndLayout:
     """Build our model for the arguments of one `ResidualSplitHeadMultiAxisGmlpLayer`."""
     if "LayerNorm_in/scale" not in state:

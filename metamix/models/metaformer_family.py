@@ -66,8 +66,7 @@ NANO = {
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 4, 4)]),
     "wavemix": SmallOptions(3.25, [dict(mult=2, ff_channel=n) for n in (8, 16, 24)]),
     "nin": SmallOptions(
-        1.5,
-        [dict(grid=g, token_dim=t, channel_dim=c) for g, t, c in ((16, 64, 64), (8, 128, 128), (8, 128, 192))],
+        1.5, [dict(grid=g, token_dim=t, channel_dim=c) for g, t, c in ((16, 64, 64), (8, 128, 128), (8, 128, 192))]
     ),
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (4, 8, 12)]),
 }
@@ -89,8 +88,7 @@ TINY = {
     "maxim": SmallOptions(2.0, [dict(input_proj_factor=1, block_size=n, grid_size=n) for n in (8, 8, 4, 4)]),
     "wavemix": SmallOptions(2.5, [dict(mult=m, ff_channel=n) for m, n in ((4, 64), (4, 64), (3, 32), (1, 8))]),
     "nin": SmallOptions(
-        3.0,
-        [dict(grid=g, token_dim=128, channel_dim=c) for g, c in ((16, 32), (8, 32), (4, 80), (2, 192))],
+        3.0, [dict(grid=g, token_dim=128, channel_dim=c) for g, c in ((16, 32), (8, 32), (4, 80), (2, 192))]
     ),
     "minattn": SmallOptions(2.0, [dict(qk="shared", num_heads=h, context=8, positions=True) for h in (2, 4, 10, 24)]),
 }

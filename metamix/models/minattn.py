@@ -71,10 +71,7 @@ def minattn(
     return build(name, pretrained, depths=(depth,), dims=(dim,), **(preset | kwargs))
 
 
-DATA = {
-    "mnist": (MNIST | dict(pool_size=(4, 4)), 7),
-    "cifar": (CIFAR10 | dict(pool_size=(4, 4)), 8),
-}
+DATA = {"mnist": (MNIST | dict(pool_size=(4, 4)), 7), "cifar": (CIFAR10 | dict(pool_size=(4, 4)), 8)}
 ROWS = (  # rows of the paper's table: similarity, MLP, heads
     ("full", True, 1),
     ("full", True, 4),

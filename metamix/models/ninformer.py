@@ -82,12 +82,7 @@ NINFORMER = Layout((
     renamed=dict(in_channels="in_chans", dropout="proj_drop_rate"),
 )
 def official_ninformer(
-    state: Mapping[str, Tensor],
-    *,
-    image_size: int = 32,
-    patch_size: int = 4,
-    seq_len: int = 64,
-    **arguments: Any,
+    state: Mapping[str, Tensor], *, image_size: int = 32, patch_size: int = 4, seq_len: int = 64, **arguments: Any
 ) -> ModelAndLayout:
     """Build our model for the arguments of the author's `NiNformer`."""
     check_counts(1, patch_size=patch_size)

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from metamix.data.files import decode, open_image
+from metamix.data.pairs import Files, add_file, find_files, key_of, match_files
 from metamix.data.run_lengths import fill_runs
 from metamix.utils.files import read_bytes
 from metamix.weights.metadata import MAX_SIDE
 
 from .labels import IGNORED
 from .masks import Masks
-from .pairs import Files, add_file, find_files, key_of, match_files
 
 IGNORE = "__ignore__"  # label of shapes whose pixels are ignored
 LEAST_POINTS = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 1}  # kind that is drawn -> smallest number of points

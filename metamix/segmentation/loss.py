@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from metamix.layers import resize_to
 from metamix.training.task import Batch
 from metamix.utils.checks import parse_weighted_sum
+from metamix.utils.extras import need
 
 from .labels import IGNORED
 
@@ -81,13 +82,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Weights], Tensor]] = {
 def smp_losses() -> Any:
     """Import the losses of segmentation_models_pytorch; raise ValueError if it is not installed."""
     try:
-        import segmentation_models_pytorch.losses as losses
+        return need("segmentation_models_pytorch.losses", "segmentation", "segmentation-models-pytorch")
     except ImportError as error:
-        raise ValueError(
-            f"the losses focal, dice and lovasz need segmentation_models_pytorch ({error}): "
-            f"pip install 'metamix[segmentation]'"
-        ) from None
-    return losses
+        raise ValueError(f"the losses focal, dice and lovasz need a library: {error}") from None
 
 
 def parse_loss(text: str) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from metamix.data.files import read_header, read_image_file
+from metamix.data.pairs import find_files, match_files
 from metamix.tasks.convert import LabelledImages, Sample
 from metamix.utils.files import read_text, write_text
 from metamix.utils.text import plural
@@ -25,7 +26,6 @@ from .labels import (
     read_classes,
     read_palette,
 )
-from .pairs import Files, Pairs, find_files, match_files
 
 SAME_SHAPE = 0.01  # a mask is resized to its image if their aspect ratios differ by at most this share
 MOST_VALUES = 64  # if no file names the classes, masks with more values are refused: they seem to have soft edges
@@ -73,12 +73,6 @@ class Masks(LabelledImages):
                 image = index_image(torch.from_numpy(self.draw(mask)), colours)
                 image.resize((width, height), Image.Resampling.NEAREST).save(file)
         return f"{len(self.classes)} classes: {', '.join(self.classes)}"
-
-    def note_rest(self, kind: str, images: Files, partners: Files, pairs: Pairs) -> None:
-        """Note images without a partner and partners without an image; `kind` names the partners, such as "mask"."""
-        used = {image for _, _, image in pairs.values()}
-        self.notes[f"images without a {kind} were left out"] += [str(f) for f in images.values() if f not in used]
-        self.notes[f"{kind}s without an image were left out"] += [str(f) for f in partners.values() if f not in pairs]
 
 
 def read_masks(source: Path) -> Masks:

@@ -19,11 +19,7 @@ from .segmenters import build_segmenter
     defaults=dict(out_channels=256, channels=128, num_classes=150),
 )
 def poolformer_semantic_fpn(
-    state: Mapping[str, Tensor],
-    *,
-    arch: str | Mapping[str, Any] = "s12",
-    drop_path_rate: float = 0.0,
-    **arguments: Any,
+    state: Mapping[str, Tensor], *, arch: str | Mapping[str, Any] = "s12", drop_path_rate: float = 0.0, **arguments: Any
 ) -> ModelAndLayout:
     """Build our model for the arguments of mmsegmentation's backbone (`arch`), neck (`out_channels`) and head."""
     sizes = [size for size in SIZES if size not in EQUAL_COST]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamix.data.pairs import Files, Pairs
 from metamix.utils.checks import check_choice
 from metamix.utils.files import check_output_folder, filled_at_once
 from metamix.utils.options import Options, option, parse_command, positional
@@ -20,17 +21,18 @@ from .registry import TASKS, find_task
 
 TRAIN_SHARE = 0.8  # share of the images to train on if the source has no splits
 EPILOG = """formats:
-  voc      Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder;
-           or train/, valid/ and test/, each with one of these layouts
-  yolo     boxes or polygons: data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/;
-           obj.data of Darknet and of CVAT's YOLO 1.1
-  coco     an annotation file and its images; train/_annotations.coco.json of Roboflow; annotations/instances_*.json
-           of COCO and CVAT
-  csv      boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
-  folders  a folder for each label; an image that is in several folders under one name gets all these labels
-  masks    images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
-  labelme  polygons: a.json beside a.jpg, or in another folder
-  polygons a data set in COCO's format, as `coco` and `yolo` write it; its polygons are drawn as masks
+  voc        Pascal VOC or LabelImg: Annotations/*.xml and JPEGImages/, annotations/ and images/, or all in one folder;
+             or train/, valid/ and test/, each with one of these layouts
+  yolo       boxes or polygons: data.yaml, images/train/ and labels/train/, or train/images/ and train/labels/;
+             obj.data of Darknet and of CVAT's YOLO 1.1
+  coco       an annotation file and its images; train/_annotations.coco.json of Roboflow;
+             annotations/instances_*.json of COCO and CVAT
+  csv        boxes, with the columns file, class, xmin, ymin, xmax, ymax; or classes of images: file, class
+  instances  images and masks that number the objects, in images/ and masks/ or masks/CLASS/, or a.jpg and a_mask.png
+  folders    a folder for each label; an image that is in several folders under one name gets all these labels
+  masks      images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
+  labelme    polygons: a.json beside a.jpg, or in another folder
+  polygons   a data set in COCO's format, as `coco` and `yolo` write it; its polygons are drawn as masks
 
 The images are linked or copied, and the source is not changed. The command prints what it leaves out."""
 
@@ -60,6 +62,12 @@ class LabelledImages:
         """Write the labels of each split, and return a text that counts them, such as "3 classes"."""
         return plural(len({sample.group for sample in self.samples}), "class")
 
+    def note_rest(self, kind: str, images: Files, partners: Files, pairs: Pairs) -> None:
+        """Note images without a partner and partners without an image; `kind` names the partners, such as "mask"."""
+        used = {image for _, _, image in pairs.values()}
+        self.notes[f"images without a {kind} were left out"] += [str(f) for f in images.values() if f not in used]
+        self.notes[f"{kind}s without an image were left out"] += [str(f) for f in partners.values() if f not in pairs]
+
 
 # A reader takes a file or folder. It returns None for labels of another task. If it fails, it raises ValueError or
 # OSError.
@@ -71,7 +79,7 @@ class ConvertOptions(Options):
     """Convert labels from another program to a data set to train on."""
 
     format: str = positional(
-        "format of the labels: voc, yolo, coco, csv, folders, masks, labelme or polygons", metavar="FORMAT"
+        "format of the labels: voc, yolo, coco, csv, instances, folders, masks, labelme or polygons", metavar="FORMAT"
     )
     source: Path = positional("folder of images and labels, or the CSV, YAML or JSON file in it", metavar="SOURCE")
     out: Path = positional("folder to write, new or empty", metavar="OUT")
@@ -83,7 +91,7 @@ class ConvertOptions(Options):
 
 def main(argv: Sequence[str]) -> None:
     """Convert labels, and print what was left out and the next commands; exit with a message if that fails."""
-    with exit_with_message(ValueError, OSError):
+    with exit_with_message(ValueError, OSError, ImportError):
         options, _ = parse_command(argv, ConvertOptions, "metamix convert", epilog=EPILOG)
         out = options.out
         check_output_folder(out, ())

@@ -26,7 +26,7 @@ from metamix.data.files import MAX_FILE_BYTES, decode_file
 from metamix.data.formats.base import is_image
 from metamix.data.options import ImageOptions
 from metamix.deploy.benchmark import ENGINES, benchmark, packages
-from metamix.deploy.extras import need
+from metamix.utils.extras import need
 from metamix.utils.files import reason
 from metamix.utils.options import option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device

@@ -18,9 +18,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from metamix.deploy.extras import need
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
+from metamix.utils.extras import need
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
 from metamix.utils.options import Options, option, parse_command, positional

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from metamix.deploy.artifact import REPORT, Artifact, file_names
-from metamix.deploy.extras import installed, need
 from metamix.deploy.formats import FORMATS, Graph, Run
 from metamix.deploy.fuse import fuse
 from metamix.deploy.quantize import quantize_file
 from metamix.deploy.runtime import ExportedModel
+from metamix.utils.extras import installed, need
 from metamix.utils.files import LOCK, TEMPORARY, check_output_folder, lock_folder, make_output_folder, write_text
 from metamix.utils.options import parse_command
 from metamix.utils.system import processor, versions

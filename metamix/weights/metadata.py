@@ -100,9 +100,7 @@ def _is_plain(value: object, depth: int = 0) -> bool:
 
 Blocks = Annotated[int, Field(ge=0, le=MAX_BLOCKS)]
 StageBlocks = Annotated[
-    tuple[Blocks, ...],
-    Field(min_length=1, max_length=16),
-    where(lambda blocks: sum(blocks) <= MAX_BLOCKS, "blocks"),
+    tuple[Blocks, ...], Field(min_length=1, max_length=16), where(lambda blocks: sum(blocks) <= MAX_BLOCKS, "blocks")
 ]
 PLAIN = where(
     _is_plain, f"a number up to {MAX_NUMBER:,}, a string, true, false, null, or short lists and mappings of these"

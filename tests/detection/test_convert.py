@@ -660,7 +660,7 @@ def test_entries_that_are_left_out_or_clipped_are_printed(original, tmp_path, ca
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["vok", "{source}", "{out}"], "did you mean 'voc'[?] Accepted: coco, csv, folders, lab"),
+        (["vok", "{source}", "{out}"], "did you mean 'voc'[?] Accepted: coco, csv, folders, ins"),
         (["yolo", "{source}/nowhere", "{out}"], "there is no file or folder .*nowhere"),
         (["yolo", "{source}", "{source}"], "source holds other files .*: give a new folder"),
         (["yolo", "{source}", "{source}/data.yaml"], "data.yaml is a file: give a folder to write to"),

@@ -14,10 +14,11 @@ import metamix.cli.evaluate
 from metamix.data.run_lengths import decode_runs
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.detectors import build_detector, detect
-from metamix.detection.instance_masks import main as convert
 from metamix.detection.metric import score
 from metamix.detection.objects import decode, paste
 from metamix.detection.pictures import draw_image
+from metamix.tasks.convert import main as convert
+from metamix.tasks.convert import read_labels
 from metamix.tasks.predict import main as predict
 from metamix.tasks.verify import main as verify
 from tests.helpers import shapes
@@ -136,45 +137,54 @@ def test_masks_are_drawn_in_the_colour_of_their_class(tmp_path):
 
 
 def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
-    images, masks = tmp_path / "set" / "images", tmp_path / "masks"
+    source, out = tmp_path / "PennFudan", tmp_path / "set"
+    images, masks = source / "PNGImages", source / "PedMasks"
     images.mkdir(parents=True)
     masks.mkdir()
     numbers = np.zeros((64, 96), dtype=np.uint8)
     numbers[10:20, 5:40], numbers[30:50, 60:90], numbers[33:35, 70:75] = 1, 7, 1  # object 1 has two parts
     for i in range(5):
         shapes.draw([]).save(images / f"{i}.jpg")
-        Image.fromarray(numbers * (i != 4)).save(masks / f"{i}{'_mask' * (i % 2)}.png")
-    Image.fromarray(numbers).save(masks / "a\x1b.png")
+        Image.fromarray(numbers * (i != 4)).save(masks / f"{i}_mask.png")
+    Image.fromarray(numbers).save(masks / "a\x1b_mask.png")
 
-    out = tmp_path / "set" / "annotations"
-    convert([str(images), str(masks), "person", str(out)])
-    printed = "train: 3 images, 6 objects\nval: 1 image, 2 objects\ntest: 1 image, 0 objects\n"
-    assert capsys.readouterr().out == f"{printed}masks without an image were left out: {masks}/a\\x1b.png\n"
-    split = open_split(find_splits(tmp_path / "set"), "val", masks=True)
-    _, target = split.read(0)
-    assert split.classes == ("person",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]
-    assert [np.array_equal(decode(runs), numbers == n) for runs, n in zip(target["runs"], (1, 7))] == [True, True]
-    assert [annotation["area"] for annotation in split.coco.anns.values()] == [360, 590]
-    written = json.loads((out / "instances_train.json").read_text())["annotations"]
-    assert [annotation["id"] for annotation in written] == [1, 2, 3, 4, 5, 6]  # id 0 would mean no match
-    assert exit_code(verify, tmp_path / "set") == 0
+    convert(["instances", str(source), str(out)])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{out}: 4 train, 1 val images, 1 class, 8 boxes\n")
+    assert f"note: masks without an image were left out: {masks}/a\\x1b_mask.png\n" in printed
+    assert exit_code(verify, out) == 0
+    for split in (open_split(find_splits(out), name, masks=True) for name in ("train", "val")):
+        for _, target in (split.read(i) for i in range(len(split)) if not split.path(i).endswith("4.jpg")):
+            assert split.classes == ("object",) and target["boxes"].tolist() == [[5, 10, 75, 35], [60, 30, 90, 50]]
+            assert [np.array_equal(decode(runs), numbers == n) for runs, n in zip(target["runs"], (1, 7))] == [True] * 2
+    written = json.loads((out / "annotations" / "instances_train.json").read_text())["annotations"]
+    assert {annotation["area"] for annotation in written} == {360, 590}
 
     def said():
-        return exit_code(convert, images, masks, "person", out)
+        return exit_code(convert, "instances", source, tmp_path / "other")
 
-    shapes.draw([]).save(images / "3.png")
-    assert f"{images / '3.png'} needs its own mask {masks / '3'}.png or 3_mask.png" in said()
-    (images / "3.png").unlink()
-    Image.new("L", (96, 64)).save(masks / "3.png")
-    assert f"{masks / '3.png'} and {masks / '3_mask.png'} are masks of one image: keep one of them" in said()
+    Image.new("L", (96, 64)).save(masks / "3-mask.png")
+    assert f"{masks / '3-mask.png'} and {masks / '3_mask.png'} are both masks with the name PedMasks/3" in said()
     Image.new("L", (64, 96)).save(masks / "3_mask.png")
-    (masks / "3.png").unlink()
+    (masks / "3-mask.png").unlink()
     assert f"{masks / '3_mask.png'} has (96, 64) pixels (height, width), but {images / '3.jpg'} has (64, 96)" in said()
-    Image.new("RGB", (96, 64)).save(masks / "2.png")
-    assert "2.png is in colour; a mask has one number for" in said()
-    (masks / "1_mask.png").unlink()
-    assert "1.jpg needs its own mask" in said()
-    assert "IMAGES MASKS CLASS_NAME" in exit_code(convert, images)
+    Image.new("RGB", (96, 64)).save(masks / "2_mask.png")
+    assert "2_mask.png is in colour; a mask has one number for" in said()
+    for mask in masks.iterdir():
+        mask.unlink()
+    assert f"there is no image with a box; labels are expected in {source}. images without a mask were left" in said()
+
+
+def test_folders_of_masks_name_classes(tmp_path):
+    """A folder is no class if it also holds images or names a split."""
+    for name in ("masks/cell/a", "masks/dust/a", "masks/train/c", "masks/scene/b", "images/a", "train/c", "scene/b"):
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if "masks" in name else "RGB", (9, 9), 1).save(file)
+    labels = read_labels("instances", tmp_path)
+    boxes = {sample.name: (sample.split, [box.label for box in sample.label[2]]) for sample in labels.samples}
+    assert boxes == {"a.png": ("", ["cell", "dust"]), "scene/b.png": ("", ["object"]), "c.png": ("train", ["object"])}
+    assert labels.classes == ["cell", "dust", "object"]
 
 
 def test_verify_notes_annotations_without_a_mask(coco, capsys):

@@ -26,7 +26,6 @@ from metamix.data import CorruptImage, decode_file, open_data
 from metamix.data.files import read_header
 from metamix.deploy import export
 from metamix.detection.coco import find_splits, open_split
-from metamix.detection.instance_masks import convert
 from metamix.detection.verify import VerifyAnnotations
 from metamix.restoration.files import read_picture
 from metamix.segmentation.data import SegmentationData
@@ -182,7 +181,7 @@ def make_instances(folder):
 
 
 def read_instances(folder):
-    convert(folder / "images", folder / "masks", "cell", folder / "out")
+    read_labels("instances", folder)
 
 
 def make_ade20k(folder):

@@ -5,16 +5,15 @@ from io import BytesIO
 import torch
 from PIL import Image
 
+from metamix.utils.extras import need
+
 from ..files import CorruptImage, check_size, hash_bytes, open_image, read_file
 from .base import TEST_SPLITS, ImageSplit, choose_test_split
 
 
 def open_huggingface(name: str, root: str | None, test_on: str) -> tuple[ImageSplit, ImageSplit]:
     """Open a data set on the hub or in a local folder; `root` is the cache folder. This needs the extra `datasets`."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("hfds/ needs Hugging Face's datasets: pip install 'metamix[datasets]'") from error
+    datasets = need("datasets", "datasets")
     try:
         splits = datasets.get_dataset_split_names(name)
     except Exception as error:  # the library raises errors of many types, from a missing network to a misspelt name

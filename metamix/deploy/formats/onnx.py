@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from metamix.deploy.extras import need
 from metamix.layers.graph import for_onnx
+from metamix.utils.extras import need
 from metamix.utils.system import processor
 
 from .base import INPUT, Batches, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from metamix.deploy.extras import need
 from metamix.deploy.fuse import GROUP_NORMS, LAYER_NORMS
+from metamix.utils.extras import need
 from metamix.utils.system import processor
 
 from .base import INPUT, Batches, Format, Graph, Run, as_value_error, quiet, sums_saturate, to_program, writing

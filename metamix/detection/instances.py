@@ -1,0 +1,56 @@
+"""Read masks of instance numbers, in which each value except 0 is an object, to make a data set in COCO's format."""
+
+from collections import defaultdict
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from metamix.data.files import as_corrupt_image, read_header, read_image_file
+from metamix.data.pairs import MASK_FOLDER, Pairs, find_files, match_files
+from metamix.data.tables import SPLITS
+from metamix.utils.extras import need
+
+from .labels import Box, Boxes
+from .objects import encode, to_text
+
+
+def read_instances(source: Path) -> Boxes:
+    """Read images and their masks. A folder inside a folder of masks names the class, as in masks/person/a.png."""
+    images, masks = find_files(source)
+    folders = {part for image in images.values() for part in image.relative_to(source).parts}
+    classes = {mask: class_of(mask.relative_to(source).parts[:-1], folders) for mask in masks.values()}
+    pairs: Pairs = {}
+    for label in set(classes.values()):
+        pairs |= match_files(images, {key: mask for key, mask in masks.items() if classes[mask] == label})
+    labels = Boxes(sorted({classes[mask] for mask in pairs}))
+    labels.note_rest("mask", images, masks, pairs)
+    boxes: dict[tuple[str, str, Path], list[Box]] = defaultdict(list)
+    for mask in sorted(pairs):
+        boxes[pairs[mask]] += read_objects(mask, pairs[mask][-1], classes[mask])
+    for (split, name, image), objects in boxes.items():
+        labels.add(f"{name}{image.suffix}", image, objects, split)
+    return labels.checked(source)
+
+
+def class_of(folders: tuple[str, ...], folders_of_images: Container[str]) -> str:
+    """Return the class of the objects in a mask; `folders` are the folders that the mask is in."""
+    *outer, last = ("", *folders)
+    is_class = any(map(MASK_FOLDER.search, outer)) and not (MASK_FOLDER.search(last) or last in SPLITS)
+    return last if is_class and last not in folders_of_images else "object"
+
+
+def read_objects(mask: Path, image: Path, label: str) -> Iterator[Box]:
+    """Yield the objects of a mask; raise ValueError if it has colours or does not have the size of the image."""
+    coco_mask = need("pycocotools.mask", "detection")
+    with as_corrupt_image(mask):
+        numbers = np.array(read_image_file(mask))
+    if numbers.ndim > 2:
+        raise ValueError(f"{mask} is in colour; a mask has one number for each pixel, the number of an object")
+    if (size := read_header(image).size) != numbers.shape:
+        raise ValueError(f"{mask} has {numbers.shape} pixels (height, width), but {image} has {size}")
+    for number in np.unique(numbers[numbers > 0]):
+        runs = encode(numbers == number)
+        x, y, width, height = coco_mask.toBbox(runs).tolist()
+        more = {"segmentation": to_text(runs), "area": int(coco_mask.area(runs))}
+        yield Box(label, (x, y, x + width, y + height), f"{mask}, object {number}", more=more)
