@@ -112,14 +112,16 @@ def scale_rates(optimizer: Optimizer, model: nn.Module, factors: Mapping[str, fl
 def restore_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     """Load moments and step counts from a checkpoint; settings such as learning rates come from the recipe.
 
-    Raise ValueError if the recipe divides the weights into a different number of groups.
+    Raise ValueError if the recipe divides the weights into different groups.
     """
-    saved_count, count = len(saved["param_groups"]), len(optimizer.param_groups)
-    if saved_count != count:
+    before, after = (
+        [(len(group["params"]), bool(group.get("weight_decay"))) for group in groups]
+        for groups in (saved["param_groups"], optimizer.param_groups)
+    )
+    if before != after:
         raise ValueError(
-            f"the optimizer of this run has its weights in {saved_count} groups, but this recipe makes {count}: "
-            f"weight_decay cannot change from 0 or to 0 during a run. Use the old value, or start a new run with "
-            f"--output"
+            "this recipe divides the weights into other groups than before: weight_decay cannot change from 0 or to 0 "
+            "during a run. Use the old value, or start a new run with --output"
         )
     settings = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)

@@ -481,8 +481,13 @@ def test_weight_decay_skips_biases_and_may_change_on_resume(tmp_path):
     assert {group["weight_decay"] for group in second.stepper.optimizer.param_groups} == {0, 0.25}
     assert all(state["step"] == 6 for state in second.stepper.optimizer.state.values())
     second.run.close()
-    with pytest.raises(ValueError, match="has its weights in 2 groups, but this recipe makes 1: weight_decay"):
+    with pytest.raises(ValueError, match="divides the weights into other groups than before: weight_decay cannot"):
         engine(tmp_path, epochs=2, weight_decay=0.0).resume()
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    swapped = (EngineOptions(weight_decay=decay, lr_factors={"*.bias": 2.0}) for decay in (0.5, 0.0))
+    old, new = (make_optimizer(model, options) for options in swapped)  # the groups have the same number of weights
+    with pytest.raises(ValueError, match="divides the weights into other groups than before"):
+        restore_optimizer(new, old.state_dict())
     old, new = (make_optimizer(nn.Linear(1, 1), EngineOptions(optimizer="sgd", momentum=m)) for m in (0.9, 0.5))
     restore_optimizer(new, old.state_dict())
     assert {group["momentum"] for group in new.param_groups} == {0.5}
