@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Ctrl-C, SIGTERM, a closed output or a full disk end the command without a traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # Apple GPUs lack gradients that maxim needs
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, for example by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -206,7 +206,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     table = read_table(file)
     if table.missing:
         raise ValueError(f"neither {root} nor its subfolder images/ has the image of {list_names(table.missing)}")
-    listed = {os.path.relpath(path, root) for path in table.images}
+    listed = {Path(os.path.relpath(path, root)).as_posix() for path in table.images}
     folders = set(map(os.path.dirname, listed))  # other folders may hold thumbnails or masks
     below = (path for path in list_image_paths(root) if os.path.dirname(path) in folders)
     if unlisted := [path for path in below if path not in listed]:

@@ -1,6 +1,7 @@
 """Convert labels from annotation programs to a data set in COCO's format."""
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -89,7 +90,7 @@ def read_coco(source: Path) -> Boxes:
 
 def to_path(name: str) -> str:
     """Replace backslashes in the name of a file by slashes, and remove `.` and `..` where possible."""
-    return os.path.normpath(name.replace("\\", "/"))
+    return posixpath.normpath(name.replace("\\", "/"))
 
 
 def find_in(folders: Sequence[Path], names: Iterable[str]) -> tuple[str, Path] | None:

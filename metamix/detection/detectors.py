@@ -196,9 +196,9 @@ class Transform(GeneralizedRCNNTransform):
         result = list(map(drop_empty, result))
         masks = [objects.pop("masks", None) for objects in result] if self.masks_as_runs else [None] * len(result)
         result = super().postprocess(result, image_shapes, original_image_sizes)
-        for objects, small, size in zip(result, masks, original_image_sizes):
+        for objects, small, size, resized in zip(result, masks, original_image_sizes, image_shapes):
             if small is not None:
-                objects["runs"] = paste(small, objects["boxes"], size)
+                objects["runs"] = paste(small, objects["boxes"], size, resized)
         return result
 
 

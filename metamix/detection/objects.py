@@ -3,15 +3,16 @@
 Run lengths have the format of pycocotools: {"size": [H, W], "counts": bytes}.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import compress
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 RunLengths = dict[str, Any]
 # "boxes" (n, 4) as x1, y1, x2, y2, and "labels" (n,) from 1; detections also have "scores" (n,). Masks are
@@ -38,12 +39,25 @@ def decode(runs: RunLengths) -> np.ndarray:
     return coco_mask.decode(runs).astype(bool)
 
 
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[RunLengths]:
-    """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one at a time; return run lengths."""
+def paste(masks: Tensor, boxes: Tensor, size: Sequence[int], resized: Sequence[int]) -> list[RunLengths]:
+    """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one at a time; return run lengths.
+
+    Why not torchvision's function: its masks are a pixel too large, and half a pixel of the `resized` image (H', W')
+    beside the object, since torchvision crops the masks to learn from half a pixel further right and down.
+    """
     runs = []
-    for mask, box in zip(masks, boxes):
-        soft = paste_masks_in_image(mask[None], box[None], size)[0, 0]
-        runs.append(encode((soft >= 0.5).cpu().numpy()))
+    for mask, (x1, y1, x2, y2) in zip(masks.float().cpu(), boxes.tolist()):
+        places, points = [], []
+        for start, end, side, side_resized in zip((y1, x1), (y2, x2), size, resized):
+            first = min(max(math.ceil(start - 0.5), 0), side - 1)  # the first pixel whose centre is inside the box
+            pixels = torch.arange(first, min(max(math.ceil(end - 0.5), first + 1), side))
+            places.append(pixels.numpy())
+            points.append((pixels + 0.5 - 0.5 * side / side_resized - start) / (end - start) * 2 - 1)
+        grid = torch.stack(torch.meshgrid(points, indexing="ij")[::-1], -1)
+        soft = F.grid_sample(mask[None], grid[None], padding_mode="border", align_corners=False)[0, 0]
+        drawn = np.zeros(size, bool)
+        drawn[np.ix_(*places)] = soft >= 0.5
+        runs.append(encode(drawn))
     return runs
 
 

@@ -78,7 +78,7 @@ def draw_objects(axes: Axes, image: Tensor, objects: Objects, classes: Sequence[
     for runs, label in zip(objects.get("runs", ()), labels):
         inside = decode(runs)
         pixels[inside] = 0.5 * pixels[inside] + 127.5 * np.array(colour_of(label, classes)[:3])
-    axes.imshow(pixels)
+    axes.imshow(pixels, extent=(0, image.shape[2], image.shape[1], 0))
     axes.set_axis_off()
     scores = objects["scores"].tolist() if "scores" in objects else [None] * len(labels)
     for (x0, y0, x1, y1), label, score in zip(objects["boxes"].tolist(), labels, scores, strict=True):

@@ -101,8 +101,8 @@ def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
 
     Cells overlap unless H divides H' and W divides W', so the map may also be smaller than the grid.
 
-    Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only. In an ONNX
-    export for any size, two matrix products compute the averages instead.
+    Why not always `F.adaptive_avg_pool2d`: torch 2.13 converts it to ONNX for the example's size only, and it may
+    refuse unequal cells on Apple GPUs. Two matrix products compute the averages there.
     Reproducer: tests/layers/test_workarounds.py::test_adaptive_pooling_in_onnx
     Remove when: that test skips on the oldest supported torch.
     """
@@ -113,7 +113,7 @@ def average_to(x: Tensor, size: Sequence[int]) -> Tensor:
             return x
         if h % size[0] == 0 and w % size[1] == 0:
             return F.avg_pool2d(x, (h // size[0], w // size[1]))  # faster, in OpenVINO too
-    if may_vary(h, w) and is_for_onnx():
+    if (may_vary(h, w) and is_for_onnx()) or x.device.type == "mps":
         return averages(h, size[0], x) @ x @ averages(w, size[1], x).mT
     return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from metamix.layers.image_inference import check_tiles
-from metamix.tasks.find import is_exported
 from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.options import option
 from metamix.utils.rules import Natural
@@ -33,11 +31,6 @@ class RestoreImages(PredictToFolder):
     local_pooling: Natural = option(
         0, "side in pixels of the windows that MAXIM's channel attention averages over; 0: the whole image or tile"
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not is_exported(self.model):  # an exported graph fixes the tiles
-            check_tiles(self.tile, self.overlap)
 
     def extension(self, path: Path) -> str:
         if self.format != "keep":

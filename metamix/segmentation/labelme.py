@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from metamix.data.files import decode, open_image
 from metamix.data.pairs import Files, add_file, find_files, key_of, match_files
@@ -129,9 +129,9 @@ def draw(mask: tuple[tuple[int, int], Sequence[Shape]], numbers: Mapping[str, in
             image.paste(numbers[shape.label], corner, inside.point([0] + [255] * 255))
             continue
         if shape.kind == "circle":
-            (x, y), radius = points[0], min(math.dist(*points[:2]), MAX_SIDE)  # Pillow takes minutes for huge circles
-            ImageDraw.Draw(image).ellipse((x - radius, y - radius, x + radius, y + radius), fill=numbers[shape.label])
-            continue
+            (x, y), radius = points[0], math.dist(*points[:2])
+            angles = np.linspace(0, 2 * math.pi, 360, endpoint=False)
+            points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
         if shape.kind == "rectangle":
             xs, ys = zip(*points)
             points = [(min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys))]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import posixpath
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def read_outlines(path: Path, without: list[str]) -> Entries:
                 objects[each["image_id"]].append(Shape(label, "polygon", points))
         entries = []
         for each in data["images"]:
-            name = os.path.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # keep it inside the folder
+            name = posixpath.normpath(f"/{each['file_name']}".replace("\\", "/")).lstrip("/")  # inside the folder
             entries.append((name, sizes[each["id"]], objects[each["id"]]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not in COCO's format: {type(error).__name__}: {error}") from None

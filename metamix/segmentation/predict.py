@@ -7,8 +7,6 @@ from typing import Any
 from PIL import Image
 
 from metamix.data.files import read_pixels
-from metamix.layers.image_inference import check_tiles
-from metamix.tasks.find import is_exported
 from metamix.tasks.predict import PredictToFolder, predict_images
 from metamix.utils.files import atomic_write, make_output_folder, write_text
 from metamix.utils.options import option
@@ -37,8 +35,6 @@ class LabelPixels(PredictToFolder):
         if masks.exists() and not records.exists():
             raise ValueError(f"{masks} was not written by metamix predict: there is no {records}. Give a new --output")
         super().__post_init__()
-        if not is_exported(self.model):  # an exported model ignores tile and overlap
-            check_tiles(self.tile, self.overlap)
 
     def run(self, trained: TrainedSegmenter) -> int:
         predictor, spec, output = trained.predictor(self.tile, self.overlap, self.flip), trained.spec, self.output
