@@ -16,10 +16,7 @@ from metamix.version import __version__
 
 
 def peak_memory(device: torch.device) -> float:
-    """Return the peak memory in GiB of the tensors on a CUDA GPU or, for any other device, of this process.
-
-    On Windows, the memory of a process is not measured: the function returns 0.
-    """
+    """Return the peak memory in GiB of the tensors on a CUDA GPU, or else of this process; on Windows, return 0."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":
