@@ -7,11 +7,14 @@ follows the last one. In evaluation, the replacement gets the index -1, so that 
 """
 
 import atexit
+import os
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain
+from multiprocessing.queues import Queue
 from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Protocol
 
@@ -238,10 +241,17 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
     Terminals and clusters send signals to all processes of a job, but training needs its workers until it has stopped.
     """
     limit_pixels(max_pixels)
+    Queue._on_queue_feeder_error = staticmethod(end_worker)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
     if hasattr(signal, "SIGHUP"):  # not on Windows
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def end_worker(error: Exception, batch: object) -> None:
+    """End a worker that cannot send a batch, since /dev/shm may be full. Else the main process would wait for ever."""
+    print(error, file=sys.stderr)
+    os._exit(1)
 
 
 class EpochSampler(Sampler):

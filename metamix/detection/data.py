@@ -187,10 +187,7 @@ class IoUCrop(v2.RandomIoUCrop):
 
 
 class ShorterSide(v2.RandomShortestSize):
-    """Resize images as torchvision does, but keep masks aligned, and make each side at least one pixel long.
-
-    torchvision fails if a side would have 0 pixels.
-    """
+    """Resize as torchvision does, but keep masks aligned, and give a side one pixel if torchvision rounds it to 0."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}

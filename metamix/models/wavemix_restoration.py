@@ -147,11 +147,7 @@ class WaveMixSisr(GradCheckpointing):
 
 # Checkpoints of the authors' wavemix/sisr.py, and of WaveMixSR in github.com/pranavphoenix/WaveMixSR
 
-SISR_NAMES = (
-    (r"^head\.", "expand."),
-    (r"^stem\.", "conv."),
-    (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."),
-)
+SISR_NAMES = ((r"^head\.", "expand."), (r"^stem\.", "conv."), (r"^blocks\.(\d+)\.mixer\.", r"layers.\1."))
 WAVEMIXSR = wavemix_layout(
     (r"^head\.", "final."),
     (r"^stem\.0\.", "path1.1."),

@@ -267,6 +267,20 @@ def test_a_worker_that_dies_is_reported(source, monkeypatch):
         next(loader.epoch(0))
 
 
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError("No space left on device")
+
+
+def test_a_worker_that_cannot_send_a_batch_is_reported(source, monkeypatch, capfd):
+    """If /dev/shm is full, a thread of the worker raises this error, and the main process would wait for ever."""
+    monkeypatch.setattr("metamix.data.loader.collate_images", lambda samples: {"image": Unsendable()})
+    loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
+    with pytest.raises(OSError, match="a process that reads images died .* shared memory, and repeat the command"):
+        next(loader.epoch(0))
+    assert "No space left on device" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_program_ends_even_if_its_workers_survive_a_sigterm(folder):
     """At its end, Python sends SIGTERM to its children and waits for them, so the loader must end them before that."""

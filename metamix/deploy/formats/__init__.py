@@ -8,11 +8,7 @@ from metamix.utils.checks import check_choice
 from . import onnx, openvino, torch_export
 from .base import Format, Graph, Run
 
-FORMATS: dict[str, Format] = {
-    "onnx": onnx.FORMAT,
-    "openvino": openvino.FORMAT,
-    "torch": torch_export.FORMAT,
-}
+FORMATS: dict[str, Format] = {"onnx": onnx.FORMAT, "openvino": openvino.FORMAT, "torch": torch_export.FORMAT}
 PRECISIONS = ("fp32", "bf16", "int8")
 
 __all__ = ["FORMATS", "PRECISIONS", "Format", "Graph", "Run", "check_format"]
