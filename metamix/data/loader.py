@@ -249,8 +249,8 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 
 
 def end_worker(error: Exception, batch: object) -> None:
-    """End a worker that cannot send a batch, since /dev/shm may be full. Else the main process would wait for ever."""
-    print(error, file=sys.stderr)
+    """End a worker that cannot send a batch, as if /dev/shm is full; Python 3.13 would drop it and wait for ever."""
+    print(repr(error), file=sys.stderr)
     os._exit(1)
 
 

@@ -14,18 +14,17 @@ MASK_FOLDER = re.compile(WORD.format(MASKS), re.IGNORECASE)
 MASK_ENDING = re.compile(rf"[-_. ]{MASKS}$", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(WORD.format(r"(\w*images?|imgs?|photos?|rgb)"), re.IGNORECASE)
 IMAGE_ENDING = re.compile(r"[-_. ](images?|img|photo|rgb|sat)$", re.IGNORECASE)
-INSTANCES = "SegmentationObject"  # folder of CVAT and VOC: its masks number the objects, not the classes
 
 Key = tuple[str, str]  # split, and path without its extension and without folders that name a split or a kind of file
 Files = dict[Key, Path]
 Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name and image
 
 
-def find_files(source: Path) -> tuple[Files, Files]:
-    """Return the images and masks below a folder.
+def find_files(source: Path, without: str = "SegmentationObject") -> tuple[Files, Files]:
+    """Return the images and masks below a folder, without folders named `without`, such as VOC's masks of objects.
 
     A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
-    images or masks decides. Without such a folder, the file is an image. Files in `INSTANCES` are left out.
+    images or masks decides. Without such a folder, the file is an image.
 
     Raises:
         ValueError: two images, or two masks, have the same split and the same name.
@@ -36,7 +35,7 @@ def find_files(source: Path) -> tuple[Files, Files]:
     masks: Files = {}
     for path in list_images(source).values():
         folders = path.relative_to(source).parts[:-1]
-        if INSTANCES in folders:
+        if without in folders:
             continue
         kinds = [folder for folder in folders if MASK_FOLDER.search(folder) or IMAGE_FOLDER.search(folder)]
         is_mask = MASK_ENDING.search(path.stem) or MASK_FOLDER.search(kinds[-1] if kinds else "")

@@ -1,5 +1,6 @@
 """Read masks of instance numbers, in which each value except 0 is an object, to make a data set in COCO's format."""
 
+import re
 from collections import defaultdict
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from .objects import encode, to_text
 
 def read_instances(source: Path) -> Boxes:
     """Read images and their masks. A folder inside a folder of masks names the class, as in masks/person/a.png."""
-    images, masks = find_files(source)
-    folders = {part for image in images.values() for part in image.relative_to(source).parts}
+    images, masks = find_files(source, without="SegmentationClass")
+    folders = {part for image in images.values() for part in image.relative_to(source).parts[:-1]}
     classes = {mask: class_of(mask.relative_to(source).parts[:-1], folders) for mask in masks.values()}
     pairs: Pairs = {}
     for label in set(classes.values()):
@@ -35,8 +36,8 @@ def read_instances(source: Path) -> Boxes:
 
 def class_of(folders: tuple[str, ...], folders_of_images: Container[str]) -> str:
     """Return the class of the objects in a mask; `folders` are the folders that the mask is in."""
-    *outer, last = ("", *folders)
-    is_class = any(map(MASK_FOLDER.search, outer)) and not (MASK_FOLDER.search(last) or last in SPLITS)
+    *outer, last = ("", *(f for f in folders if not any(map(SPLITS.get, re.split("[-_. ]", f.lower())))))
+    is_class = any(map(MASK_FOLDER.search, outer)) and not MASK_FOLDER.search(last)
     return last if is_class and last not in folders_of_images else "object"
 
 
@@ -44,12 +45,13 @@ def read_objects(mask: Path, image: Path, label: str) -> Iterator[Box]:
     """Yield the objects of a mask; raise ValueError if it has colours or does not have the size of the image."""
     coco_mask = need("pycocotools.mask", "detection")
     with as_corrupt_image(mask):
-        numbers = np.array(read_image_file(mask))
-    if numbers.ndim > 2:
-        raise ValueError(f"{mask} is in colour; a mask has one number for each pixel, the number of an object")
+        numbers = np.array(file := read_image_file(mask))
+    if numbers.ndim > 2 or file.format == "JPEG":
+        raise ValueError(f"{mask} is in colour or a JPEG; a mask has the number of an object for each pixel")
     if (size := read_header(image).size) != numbers.shape:
         raise ValueError(f"{mask} has {numbers.shape} pixels (height, width), but {image} has {size}")
-    for number in np.unique(numbers[numbers > 0]):
+    borders = [255] if "SegmentationObject" in mask.parts else []  # VOC's masks number the borders of objects 255
+    for number in np.setdiff1d(numbers[numbers > 0], borders):
         runs = encode(numbers == number)
         x, y, width, height = coco_mask.toBbox(runs).tolist()
         more = {"segmentation": to_text(runs), "area": int(coco_mask.area(runs))}

@@ -42,8 +42,8 @@ def decode(runs: RunLengths) -> np.ndarray:
 def paste(masks: Tensor, boxes: Tensor, size: Sequence[int], resized: Sequence[int]) -> list[RunLengths]:
     """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one at a time; return run lengths.
 
-    Why not torchvision's function: its masks are a pixel too large, and half a pixel of the `resized` image (H', W')
-    beside the object, since torchvision crops the masks to learn from half a pixel further right and down.
+    Why not torchvision's function: it draws masks a pixel too large, and ignores that training crops masks half a pixel
+    of the `resized` image (H', W') further right and down.
     """
     runs = []
     for mask, (x1, y1, x2, y2) in zip(masks.float().cpu(), boxes.tolist()):

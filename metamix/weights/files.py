@@ -354,7 +354,6 @@ def _is_plain_pickle(path: str | Path) -> bool:
 def _existing(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    open(path, "rb").close()  # safetensors calls a file that may not be read missing
     return str(path)
 
 

@@ -276,6 +276,7 @@ def test_a_worker_that_cannot_send_a_batch_is_reported(source, monkeypatch, capf
     """If /dev/shm is full, a thread of the worker raises this error, and the main process would wait for ever."""
     monkeypatch.setattr("metamix.data.loader.collate_images", lambda samples: {"image": Unsendable()})
     loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
+    loader.loader.timeout = 20  # seconds; otherwise the test would hang instead of failing
     with pytest.raises(OSError, match="a process that reads images died .* shared memory, and repeat the command"):
         next(loader.epoch(0))
     assert "No space left on device" in capfd.readouterr().err
