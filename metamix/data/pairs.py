@@ -21,7 +21,7 @@ Pairs = dict[Path, tuple[str, str, Path]]  # mask or label file -> split, name a
 
 
 def find_files(source: Path, without: str = "SegmentationObject") -> tuple[Files, Files]:
-    """Return the images and masks below a folder, without folders named `without`, such as VOC's masks of objects.
+    """Return the images and masks below a folder, except in folders named `without`, such as VOC's masks of objects.
 
     A file is a mask if its name ends in a word such as "_mask". Otherwise, the innermost folder that is named after
     images or masks decides. Without such a folder, the file is an image.

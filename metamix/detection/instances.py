@@ -42,7 +42,7 @@ def class_of(folders: tuple[str, ...], folders_of_images: Container[str]) -> str
 
 
 def read_objects(mask: Path, image: Path, label: str) -> Iterator[Box]:
-    """Yield the objects of a mask; raise ValueError if it has colours or does not have the size of the image."""
+    """Yield the objects of a mask; raise ValueError if it is in colour, a JPEG, or not of the size of the image."""
     coco_mask = need("pycocotools.mask", "detection")
     with as_corrupt_image(mask):
         numbers = np.array(file := read_image_file(mask))
