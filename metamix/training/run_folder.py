@@ -167,7 +167,12 @@ class Run:
         """Write all epochs so far to metrics.csv, curves.png, TensorBoard and Weights & Biases."""
         if not self.main or self.folder is None:
             return
-        write_metrics(self.folder / "metrics.csv", history)
+        try:
+            write_metrics(self.folder / "metrics.csv", history)
+        except OSError as error:  # on Windows, nobody can replace a file that Excel has open
+            if not isinstance(error.__cause__, PermissionError):
+                raise
+            self.say(f"warning: {error}; close it: the next epoch, or the command repeated, writes it again")
         # Drawing takes a fifth of a second; in runs of short epochs it must not take more than a twentieth of the time.
         if last or time.monotonic() - self._drawn_at >= 20 * self._drawing_seconds:
             self._drawn_at = time.monotonic()

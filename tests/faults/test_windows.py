@@ -1,12 +1,14 @@
 """Test that training needs no part of Python that Windows lacks. This simulates Windows; nothing runs on it."""
 
 import errno
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from metamix.training.run_folder import Run
 from metamix.utils.files import lock_folder
 
 # Imports that look for the real system come first.
@@ -38,3 +40,21 @@ def test_a_lock_of_windows_refuses_a_second_process(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ValueError, match="another process is writing into"):
         lock_folder(tmp_path)
+
+
+def test_training_goes_on_while_excel_holds_metrics_csv_open(tmp_path, monkeypatch, capsys):
+    replace = os.replace
+
+    def refuse(source, target):
+        if target.name == "metrics.csv":
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        replace(source, target)
+
+    rows = [{"epoch": 1, "step": 5, "train_loss": 2.0}, {"epoch": 2, "step": 10, "train_loss": 1.0}]
+    run = Run(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refuse)
+        run.record(rows[:1], last=False)
+    assert "metrics.csv could not be written (Permission denied); close it" in capsys.readouterr().out
+    run.record(rows, last=True)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,step,train_loss", "1,5,2", "2,10,1"]
