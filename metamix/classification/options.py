@@ -23,7 +23,7 @@ def data_name(options: LocationOptions) -> str:
 
 @dataclass
 class ModelOptions(BackboneOptions, SourceOptions):
-    """Options of model and data that training and evaluation share."""
+    """Options of the model and the data that training and evaluation share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     drop_path: ShareBelowOne = _model(0.0, "stochastic depth rate of the last block, rising from 0 at the first block")
 
     loss: Literal["ce", "bce", "asymmetric"] = _loss(
-        "ce", "cross-entropy, or binary cross-entropy for each class; for several labels: bce, or asymmetric (ASL)"
+        "ce", "ce or bce (binary cross-entropy of each class); for images with several labels, bce or asymmetric (ASL)"
     )
     class_weights: Literal["none", "balanced"] = _loss(
         "none", "weights of the classes in the loss; balanced: a class with few images weighs more"
@@ -78,7 +78,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     smoothing: ShareBelowOne = _loss(0.0, "label smoothing")
     teacher: str | None = _loss(None, "distil from this model of metamix or timm", on_resume="refuse")
     teacher_checkpoint: str | None = _loss(None, "teacher's weights; default: published weights", on_resume="refuse")
-    distill: Share = _loss(0.5, "share of the distillation in the loss, 0 to 1", needs="teacher")
+    distill: Share = _loss(0.5, "share of the loss that comes from distillation, 0 to 1", needs="teacher")
     temperature: Positive = _loss(
         1.0, "temperature that softens the outputs of teacher and student before they are compared", needs="teacher"
     )
@@ -86,7 +86,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.teacher_checkpoint and not self.teacher:
-            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no --teacher names its model")
+            raise ValueError(f"teacher_checkpoint is {self.teacher_checkpoint}, but no model is given: add --teacher")
         if self.sampling == self.class_weights == "balanced":
             raise ValueError(
                 "sampling and class_weights are both balanced, which favours rare classes twice: add --class-weights "

@@ -39,7 +39,7 @@ class LabelImages(PredictOptions):
         "multi-label models: lowest probability of a label; default: the threshold in the weight file, or 0 with --top",
     )
     format: Literal["table", "csv", "json"] | None = option(
-        None, "format of the output; default: by the extension of --output, else a table"
+        None, "format of the output; default: the extension of --output decides, or a table if there is no --output"
     )
     output: str | None = option(None, "file to write to; by default the labels are printed")
     batch_size: Count = option(BATCH_SIZE, "images per forward pass")
