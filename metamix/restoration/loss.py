@@ -1,4 +1,4 @@
-"""Compute losses of restoration and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
+"""Compute restoration losses and weighted sums of them: `RestorationLoss("charbonnier+0.1*fft")`.
 
 If a model returns several images in training, one for each stage and scale, the loss is the sum over all of them.
 For an image of a smaller scale, the target is shrunk as MAXIM shrinks its inputs.

@@ -1,6 +1,6 @@
 """Find the images and masks of a data set, in the layouts that docs/segmentation.md shows.
 
-torchvision's data sets read Cityscapes, VOC and Oxford-IIIT Pet. Splits are called train, val and test.
+torchvision lists the files of Cityscapes, VOC and Oxford-IIIT Pet. Splits are called train, val and test.
 """
 
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ def open_ade20k(options: SegmentationOptions) -> MaskedSet:
 
 
 def open_cityscapes(options: SegmentationOptions) -> MaskedSet:
-    """Open Cityscapes, with the numbers and colours of torchvision's table."""
+    """Open Cityscapes, with the mask values and colours of torchvision's table."""
     table = [row for row in torchvision_sets.Cityscapes.classes if not row.ignore_in_eval]  # in order of train_id
     values = {row.id: IGNORED for row in torchvision_sets.Cityscapes.classes if row.id >= 0}  # no mask has -1
     values |= {row.id: row.train_id for row in table}
@@ -116,7 +116,7 @@ def open_cityscapes(options: SegmentationOptions) -> MaskedSet:
     def find(split: str) -> Split:
         for folder in ("leftImg8bit", "gtFine"):
             if not (path := Path(options.data_dir) / folder / split).is_dir():
-                raise FileNotFoundError(f"there is no {path}: give --data-dir a folder with leftImg8bit and gtFine")
+                raise FileNotFoundError(f"there is no {path}: --data-dir must hold leftImg8bit and gtFine")
         data: Any = torchvision_sets.Cityscapes(options.data_dir, split, target_type="semantic")
         pairs = [(Path(image), Path(mask)) for image, mask in sorted(zip(data.images, (t[0] for t in data.targets)))]
         names = (image.relative_to(data.images_dir).with_suffix("").as_posix() for image, _ in pairs)

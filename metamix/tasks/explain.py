@@ -70,7 +70,7 @@ class Explanation:
     blocks: Sequence[tuple[str, nn.Module, Tensor]]
     # Height and width of the image, as shares of the padded image that the views of the mixers cover.
     covers: tuple[float, ...] = (1.0, 1.0)
-    # For a detector, the box (x1, y1, x2, y2) in pixels of the object that each score belongs to.
+    # For a detector, the box (x1, y1, x2, y2), in pixels, of the object that each score belongs to.
     boxes: Sequence[Sequence[float]] = ()
 
     @property
@@ -121,7 +121,7 @@ def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explana
         others = " and ".join(name for name in TASKS if find_task(name).explain)
         raise ValueError(f"{checkpoint} is a model for {spec.name}, and only models for {others} can be explained")
     if is_exported(checkpoint):
-        raise ValueError(f"{checkpoint} is an exported model, which has no gradients: give its run or weights")
+        raise ValueError(f"{checkpoint} is an exported model, which has no gradients: give the original run or weights")
     need(*GRAD_CAM)
     return spec.part("explain")
 
@@ -133,7 +133,7 @@ def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, sco
         model: model that takes `image[None]`.
         layers: modules of the model that return feature maps (1, C, h, w).
         image: prepared image (C, H, W).
-        score: function that returns the score to explain from the model's output for the image.
+        score: function that takes the model's output for the image and returns the score to explain.
     """
     with torch.enable_grad():
         cam = need(*GRAD_CAM).HiResCAM(model=model, target_layers=layers)
@@ -214,7 +214,7 @@ def show_map(
 
 
 def show_scores(axes: Axes, explanation: Explanation) -> None:
-    """Draw the highest scores and the explained one as bars, with the labels on them."""
+    """Draw the highest scores and the explained score as bars, and write the labels on the bars."""
     shown = list(range(len(explanation.scores)))[:SHOWN_SCORES]
     if explanation.explained not in shown:
         shown[-1] = explanation.explained

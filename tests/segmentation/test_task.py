@@ -243,7 +243,7 @@ MISTAKES = [
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
     (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
-    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: give --data-dir a folder with leftImg8bit"),
+    (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: --data-dir must hold leftImg8bit and gtFine"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe', but it must be true or false"),
     (["--aux-weight", 0.2], "aux_weight is 0.2, but this semantic_fpn has no auxiliary head: .* '{auxiliary: true}'"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),

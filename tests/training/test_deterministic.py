@@ -1,4 +1,4 @@
-"""Test that the help of `--deterministic` names the mixers and losses for which it raises an error on a GPU."""
+"""Test that the help of `--deterministic` names the mixers and losses for which torch raises an error on a GPU."""
 
 import re
 

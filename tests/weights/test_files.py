@@ -45,7 +45,7 @@ def test_a_failure_while_writing_keeps_the_old_file(tmp_path):
 
 
 def test_an_error_about_another_file_keeps_its_message(tmp_path):
-    """Otherwise, an input that cannot be read would be reported as an output that cannot be written."""
+    """An input that cannot be read must not be reported as an output that cannot be written."""
     refused = pytest.raises(FileNotFoundError, match="No such file or directory: 'no such image'")
     with refused, atomic_write(tmp_path / "a"):
         Path("no such image").read_bytes()
