@@ -1,4 +1,4 @@
-"""Score a trained model on the data set that it was trained on, or on another one."""
+"""Score a trained model on the data set that it was trained on, or on another data set."""
 
 import json
 import time

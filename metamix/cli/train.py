@@ -40,7 +40,7 @@ def train(config: str | Path | None = None, *, task: str | None = None, **option
     options as on the command line.
 
     Args:
-        config: YAML file of options, or the name of a shipped one, such as "digits/demo".
+        config: YAML file of options, or the name of a shipped recipe, such as "digits/demo".
         task: name of the task; by default the task of the config, of `checkpoint` or of `model`.
         options: options of `metamix train`, with underscores, such as `batch_size=64`.
 

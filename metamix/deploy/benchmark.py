@@ -164,7 +164,7 @@ def open_models(models: Models, img_size: int | None) -> "dict[str | Benchmarked
     opened = {m: random_model(m, img_size) if isinstance(m, str) else m for m in dict.fromkeys(models)}
     names = [model.name for model in opened.values()]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"several models have the name {repeated[0]}: give each model a name of its own")
+        raise ValueError(f"several models have the name {repeated[0]}: give each model a different name")
     return opened
 
 

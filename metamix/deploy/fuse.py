@@ -45,8 +45,7 @@ def fuse(model: nn.Module, images: Tensor | None = None) -> nn.Module:
     """Return a faster copy of a model, with the same outputs in evaluation.
 
     The original model is not changed. The copy is only for inference: it is in evaluation mode, and its parameters do
-    not require gradients.
-    Layers from other packages are not replaced, except for dropout and LayerScale.
+    not require gradients. Layers from other packages are not replaced, except for dropout and LayerScale.
 
     Args:
         model: a MetaFormer, or any module with metamix's layers in it, such as a detector.

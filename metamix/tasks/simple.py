@@ -161,7 +161,7 @@ class MeanMetric(Metric):
 
     Attributes:
         name: name of the score.
-        compute: function of the outputs (n, ...) and the labels (n,) that returns the values (n,).
+        compute: function that takes the outputs (n, ...) and the labels (n,), and returns the values (n,).
         normalize: function that normalises images, such as `SimpleData.normalize`.
         lower_is_better: whether lower values are better, as for an error.
     """

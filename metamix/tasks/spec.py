@@ -22,11 +22,11 @@ class TaskSpec:
         name: name of the task, such as "segmentation", for --task, and for `task` in recipes and weight files.
         about: what the task's models do, for --help, such as "label each pixel".
         task: class that assembles training and evaluation, a `metamix.training.task.TaskClass`.
-        load: function of `checkpoint`, a run folder or a weight file, that returns a `Trained`. If `takes_names` is
-            true, it is also called with `model`, `model_args` and `pretrained`.
+        load: function that takes `checkpoint`, a run folder or a weight file, and returns a `Trained`. If `takes_names`
+            is true, it is also called with `model`, `model_args` and `pretrained`.
         predict: dataclass of the options of `metamix predict`, derived from `PredictOptions`, which predicts images.
         verify: dataclass of the options of `metamix verify`, derived from `VerifyOptions`, which checks a data set.
-        export: function of an `ExportOptions` that opens the model to export and returns an `Exportable`.
+        export: function that takes an `ExportOptions`, opens the model to export, and returns an `Exportable`.
         exported: function that turns an exported model into a `Trained`.
         publish: function that takes a `Trained`, a folder with its weights and a `PublishOptions`, writes the
             config.json of timm's hub format, and returns code that loads the model with timm; "" if timm has no such

@@ -62,7 +62,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
             f"opt_args is {options.opt_args}, but {name} has no {' and no '.join(sorted(ignored))}; leave it out"
         )
     if options.momentum != EngineOptions.momentum and "momentum" not in optimizer.defaults:
-        raise ValueError(f"momentum is {options.momentum}, but {name} has none: leave it out")
+        raise ValueError(f"momentum is {options.momentum}, but {name} has no momentum: leave it out")
     if isinstance(optimizer, Muon):
         route_to_muon(optimizer, model)
         # Without bf16 instructions, a CPU is 25 times slower in bf16 than in float32. timm 1.0.31 has no option for the

@@ -200,7 +200,7 @@ class RecipeReader:
                 epilog="Each task has its own options: add --task NAME to --help.\n"
                 "A config has the same options, with underscores. Flags override the config.",
             )
-            config_help = "YAML file of options, or the name of a shipped one such as digits/demo"
+            config_help = "YAML file of options, or the name of a shipped recipe such as digits/demo"
             parser.add_argument("--config", action="append", default=[], metavar="FILE", help=config_help)
             parser.add_argument("--task", metavar="NAME", help="default: the task of --checkpoint or --model")
             first = parser.parse_known_args(argv)[0]
@@ -237,7 +237,7 @@ class RecipeReader:
             read_start: returns the `checkpoint` and the `model` that are given outside the config.
             read_flags: returns the options given outside the config. It gets the name of the task, the fields and
                 types of all options by name, and a function that returns the message about an unknown option.
-            modules: modules to import, besides those of the config.
+            modules: modules to import, besides the modules that the config names.
         """
         path = find_config(str(config_name)) if config_name else Path()
         config = read_yaml(path) if config_name else {}

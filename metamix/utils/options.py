@@ -65,8 +65,8 @@ def option(
         on_resume: what to do if the value has changed when a run is resumed. "refuse" raises an error, since a run
             with another value is a different run; "report" allows and reports the change; "ignore" allows it, since no
             result depends on the option.
-        needs: option that must be set for this one to have an effect. Give its name, its name and value ("schedule
-            poly"), or several of these, one of which is enough ("mixup or cutmix").
+        needs: option without which this option has no effect. Give its name, its name and value ("schedule poly"), or
+            alternatives ("mixup or cutmix").
         metavar: word for the value in --help, such as FOLDER; by default it is derived from the type.
     """
     metadata = {"help": help, "group": group, "on_resume": on_resume, "needs": needs, "metavar": metavar}

@@ -25,7 +25,7 @@ from .metadata import ModelMetadata, to_tuples
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], ModelMetadata]:
     """Read the tensors and the metadata of weights; `path` is a path or a name that `find_weights` accepts.
 
-    Raises the errors of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
+    Raise the errors of `find_weights`, `load_weights` and `ModelMetadata.from_dict`.
     """
     tensors, metadata = load_weights(find_weights(path))
     return tensors, ModelMetadata.from_dict(metadata, path)

@@ -145,7 +145,7 @@ def test_an_error_without_a_message_is_named_by_its_type():
 def test_wrong_options_and_missing_packages_are_refused(monkeypatch):
     twins = [module.BenchmarkedModel("net", torch.nn.Identity(), torch.rand(1, 3, 8, 8)) for _ in range(2)]
     for models, options, words in (
-        (twins, {}, "several models have the name net: give each model a name of its own"),
+        (twins, {}, "several models have the name net: give each model a different name"),
         (["metaformer_nin_s12"], dict(engines=["openvin"]), "engine is 'openvin'; did you mean 'openvino'"),
         (["metaformer_nin_s12"], dict(precisions=["int4"]), "precision is 'int4'; did you mean 'int8'"),
         (["metaformer_nin_s12"], dict(engines=["compile"], precisions=["int8"]), "compile cannot compute in int8: "),

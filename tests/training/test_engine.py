@@ -581,7 +581,7 @@ def test_kron_resumes_exactly(name, monkeypatch):
         ({"opt_args": {"betta": 1}}, "optimizer adamw cannot be made with opt_args {'betta': 1}: "),
         ({"opt_args": {"betas": [2, 0.9]}}, "optimizer adamw cannot be made with opt_args {'betas': [2, 0.9]}: "),
         ({"optimizer": "sgd", "opt_args": {"eps": 1e-6}}, "opt_args is {'eps': 1e-06}, but sgd has no eps"),
-        ({"momentum": 0.8}, "momentum is 0.8, but adamw has none: leave it out"),
+        ({"momentum": 0.8}, "momentum is 0.8, but adamw has no momentum: leave it out"),
         ({"grad_checkpointing": True}, "Sequential has no gradient checkpointing; leave --grad-checkpointing out"),
     ],
 )

@@ -123,7 +123,7 @@ def compile_openvino(
     Args:
         model: path of an .xml file, or an `openvino.Model`.
         threads: number of threads; None for OpenVINO's default.
-        precision: precision of the model. If the CPU lacks bf16, whatever is not quantized runs in fp32.
+        precision: precision of the model. If the CPU lacks bf16, layers that are not quantized run in fp32.
         shape: shape of all images; None for the shapes that the model accepts.
         properties: further properties of OpenVINO.
     """
