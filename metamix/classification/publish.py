@@ -63,7 +63,7 @@ def write_config(classifier: Classifier, folder: Path, options: PublishOptions) 
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"timm cannot load {classifier.name} from its hub format: {error}") from error
     if not same:
-        raise ValueError(f"timm loads a different model than {classifier.name} from its hub format")
+        raise ValueError(f"the model that timm loads from the hub format differs from {classifier.name}")
     packages = "metamix, timm" if isinstance(net, MetaFormer) else "timm"  # metamix registers its models
     shown = "names[scores.argmax()]"
     if metadata.threshold is not None:

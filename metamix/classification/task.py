@@ -81,7 +81,7 @@ class Classification:
         elif shares or not task:
             task = cls(options_as_trained(ModelOptions, values, options), metadata=metadata)
             if not task.data.splits.train and "test_share" in shares:
-                differs = f"the files of {task.data.name} are not those of training"
+                differs = f"the files of {task.data.name} differ from the training data"
                 task.data.notes.append(f"{differs}: all images are scored, and some may have been trained on")
         assert metadata.img_size is not None  # `load_classifier` fills it in
         size, advice = task.data.size, "Leave --img-size out: the model is not rebuilt for another size"

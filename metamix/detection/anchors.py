@@ -78,4 +78,4 @@ def describe_sizes(sizes: Tensor, anchors: tuple[float, float] | None) -> str:
     """
     low, median, high = np.quantile(sizes.double().numpy(), (0.05, 0.5, 0.95))
     text = f"boxes are {low:.0f} to {high:.0f} pixels large (5 % to 95 %, median {median:.0f})"
-    return text + (f", anchors {anchors[0]:.0f} to {anchors[1]:.0f}" if anchors else "")
+    return text + (f"; anchors are {anchors[0]:.0f} to {anchors[1]:.0f}" if anchors else "")

@@ -95,7 +95,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     flip: Share = _augment(0.5, "probability of a horizontal flip")
     flip_vertical: Share = _augment(0.0, "probability of a vertical flip")
-    scales: Factors = _augment((1.0, 1.0), "range of the random factor of min_size and max_size for each image")
+    scales: Factors = _augment((1.0, 1.0), "range from which a factor on min_size and max_size is drawn for each image")
     photometric: Share = _augment(0.0, "probability of each change: brightness, contrast, saturation, hue, RGB order")
     iou_crop: Share = _augment(0.0, "probability of SSD's random crop, which keeps at least one object")
 

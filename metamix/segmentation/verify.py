@@ -1,7 +1,7 @@
 """Check the images and masks of a segmentation data set.
 
-Problems are images without a mask and masks without an image, pairs of different sizes, files that cannot be read,
-values in masks that are not labels, and classes without a pixel.
+Problems are images without a mask, masks without an image, pairs of different sizes, files that cannot be read,
+values in masks that are not labels, and classes without pixels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,7 +59,7 @@ class VerifyMasks(VerifyOptions):
             self.counts[split] = pixels
             if empty := [name for name, count in zip(labels.classes, pixels) if not count]:
                 listed = ", ".join(empty) + ignored_hint(pixels, labels)
-                yield f"{split}: there is no pixel of {len(empty)} of {len(labels.classes)} classes: {listed}"
+                yield f"{split}: these classes have no pixels ({len(empty)} of {len(labels.classes)}): {listed}"
 
     def summary(self, count: int) -> str:
         shares = [table_of_shares(self.counts, self.labels)] if self.counts else []

@@ -439,7 +439,7 @@ def test_a_hugging_face_data_set_is_read(folder, tmp_path):
     [
         (["train"], "", "a/b has the splits train; expected train and one of val"),
         (["val", "test"], "", "a/b has the splits val, test; expected train"),
-        (["train", "dev"], "", "a/b has none of the splits val, .*; choose another one to score with --test-on: dev"),
+        (["train", "dev"], "", "a/b has none of the splits val, .*; choose another split to score with --test-on: dev"),
         (["train", "test"], "tset", "test_on is 'tset'; did you mean 'test'"),
     ],
 )

@@ -63,7 +63,7 @@ def test_sizes_of_boxes_are_measured_in_the_resized_image():
     assert box_sizes(usable, images, 400, 800) == pytest.approx([120, 200])
     assert box_sizes(usable, images, 400, 600) == pytest.approx([90, 200])  # max_size limits the longer side
     assert describe_sizes(torch.tensor([120.0, 200]), (32, 813)) == (
-        "boxes are 124 to 196 pixels large (5 % to 95 %, median 160), anchors 32 to 813"
+        "boxes are 124 to 196 pixels large (5 % to 95 %, median 160); anchors are 32 to 813"
     )
 
 
@@ -74,7 +74,7 @@ def anchors(model):
 def test_anchor_scale_is_kept_in_recipe_and_weights(few, tmp_path, capsys):
     words = [*DETECTION, "--data-dir", few, "--epochs", 1, "--batch-size", 2]
     train(*words, "--dry-run")
-    sizes = r"boxes are 17 to 2\d pixels large .5 % to 95 %, median \d+., anchors 17 to"
+    sizes = r"boxes are 17 to 2\d pixels large .5 % to 95 %, median \d+.; anchors are 17 to"
     assert re.search(sizes, capsys.readouterr().out)
     train(*words, "--output", tmp_path)
     _, metadata = load_weights(tmp_path)

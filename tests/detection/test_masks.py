@@ -200,7 +200,7 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
 
 
 def test_folders_of_masks_name_classes(tmp_path):
-    """A folder is no class if it also holds images or names a split."""
+    """A folder does not name a class if it also holds images or names a split."""
     masks = ["masks/cell/val/a", "masks/dust/val/a", "masks/Train/c", "masks/scene/b"]
     for name in (*masks, "images/val/a", "train/c", "scene/b"):
         file = tmp_path / f"{name}.png"

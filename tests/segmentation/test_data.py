@@ -423,7 +423,7 @@ def test_masks_of_a_single_class_are_refused(values, ignored, missing, hint, sce
     with pytest.raises(ValueError, match=f"pixel of {missing}, so there is nothing to tell apart{hint}. To") as error:
         SegmentationData(options(root, ignore_index=ignored)).train_loader(1, 0, 1, 0)
     assert follow_verify(error.value) == 1
-    assert re.search(f"train: there is no pixel of 1 of 2 classes: {missing}{hint}\n", capsys.readouterr().out)
+    assert re.search(rf"train: these classes have no pixels \(1 of 2\): {missing}{hint}\n", capsys.readouterr().out)
 
 
 def test_classes_without_a_pixel_are_noted(scenes):
@@ -551,7 +551,7 @@ def test_verify_lists_every_problem(scenes, break_image, capsys):
         "train/images/0.png: ",
         "masks/1.png has the value 7 at 1,920 pixels",
         "val/images/0.png has 40 x 48 pixels, but its mask",
-        "train: there is no pixel of 1 of 5 classes: box",
+        "train: these classes have no pixels (1 of 5): box",
         "0.png has no partner 0 in",
         "other.png has no partner in",
         "8 problems",

@@ -60,7 +60,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
     candidates = [split for split in TEST_SPLITS if split in available]
     if not candidates:
         raise ValueError(
-            f"{source} has none of the splits {', '.join(TEST_SPLITS)}; choose another one to score with --test-on: "
+            f"{source} has none of the splits {', '.join(TEST_SPLITS)}; choose another split to score with --test-on: "
             f"{', '.join(available)}"
         )
     chosen, *others = candidates
