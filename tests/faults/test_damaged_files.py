@@ -127,7 +127,7 @@ def test_a_flipped_bit_in_the_word_checksums_is_refused(kind, bit, net, tmp_path
 
 
 def test_a_flipped_bit_in_the_format_of_a_checkpoint_is_refused(net, tmp_path):
-    """Otherwise the checkpoint would be read as a file of another program, and its EMA weights would be ignored."""
+    """If the checkpoint were read as a file of another program, its EMA weights would be ignored."""
     save_checkpoint(tmp_path / "c.pt", checkpoint(net))
     flip(tmp_path / "c.pt", (tmp_path / "c.pt").read_bytes().index(b"metamix-checkpoint"))
     with pytest.raises(ValueError, match="c.pt is damaged: the checksum of its metadata is wrong"):

@@ -1,4 +1,4 @@
-"""Test that files which describe something huge or endless are refused briefly, before anything is built."""
+"""Test that huge or endless content in files is refused with a short message, before anything is built."""
 
 import io
 import tarfile
