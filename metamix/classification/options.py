@@ -70,7 +70,7 @@ class ClassificationOptions(ModelOptions, DataOptions):
     drop_path: ShareBelowOne = _model(0.0, "stochastic depth rate of the last block, rising from 0 at the first block")
 
     loss: Literal["ce", "bce", "asymmetric"] = _loss(
-        "ce", "ce or bce (binary cross-entropy of each class); for images with several labels, bce or asymmetric (ASL)"
+        "ce", "cross-entropy, or binary cross-entropy of each class; for images with several labels, bce or asymmetric"
     )
     class_weights: Literal["none", "balanced"] = _loss(
         "none", "weights of the classes in the loss; balanced: a class with few images weighs more"

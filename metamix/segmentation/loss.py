@@ -1,4 +1,4 @@
-"""Compute the losses of segmentation and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
+"""Compute segmentation losses and weighted sums of them: `SegmentationLoss("ce+0.5*dice")`.
 
 segmentation_models_pytorch computes focal, dice and lovasz. Every loss is computed for each image and averaged over
 images, so that it does not depend on how a batch is divided. Cross-entropy and focal loss divide by the number of all

@@ -30,7 +30,7 @@ Spec = TypeVar("Spec", bound="NetworkSpec")
 
 
 def check_trained_with(option: str, trained: str, chosen: str, source: object) -> None:
-    """Raise ValueError if a file has the detector or head `trained`, but the run uses a different one, `chosen`.
+    """Raise ValueError if a file has the detector or head `trained`, but the run uses `chosen`.
 
     Without this check, loading would fail with a list of tensors that do not fit.
     """
