@@ -528,7 +528,7 @@ def test_verify_reports_no_missing_class_of_a_split_without_valid_masks(scenes, 
     write_mask(root / "train" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
     said = capsys.readouterr().out
-    assert "masks/0.png has the value 7" in said and "\n1 problem\n" in said and "there is no pixel" not in said
+    assert "masks/0.png has the value 7" in said and "\n1 problem\n" in said and "no pixels" not in said
     assert "% of the pixels   test\n" in said
     write_mask(root / "test" / "masks" / "0.png", np.full((40, 48), 7))
     assert exit_code(main, root) == 1
