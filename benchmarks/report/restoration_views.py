@@ -20,6 +20,7 @@ from metamix.restoration.degradations import parse_degradations
 from metamix.restoration.inference import Restorer, enlarge, restore_colours
 from metamix.restoration.load import load_restorer
 from metamix.restoration.metric import Measure
+from metamix.utils.figures import image_grid
 from metamix.utils.files import atomic_write
 
 FILE = IMAGES / "restoration-views.jpg"
@@ -49,10 +50,7 @@ def restore(photograph: Tensor, degradation: str, tag: str) -> dict[str, Tensor]
 
 def draw() -> Figure:
     """Draw a row for each photograph: the whole photograph, and crops of the degraded, restored and clean images."""
-    figure = Figure(figsize=(1.4 * WIDTH, 5.4), layout="constrained")
-    grid = figure.subplots(len(ROWS), 3 + len(MODELS["x2"]))
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure, grid = image_grid(len(ROWS), 3 + len(MODELS["x2"]), figsize=(1.4 * WIDTH, 5.4))
     for line, (photograph, (top, left), degradation, name, tag, measure) in zip(grid, ROWS):
         pixels = photograph()
         target = torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
