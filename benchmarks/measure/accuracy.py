@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from benchmarks.paths import RESULTS, read_json, write_json
 from benchmarks.runs import read_run
@@ -93,17 +93,6 @@ def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> di
     return {"images": images, "top1": scored, "pairs": pairs}
 
 
-class Resized(nn.Module):
-    """A model that resizes images to squares of `side` pixels first, by bicubic interpolation."""
-
-    def __init__(self, model: nn.Module, side: int):
-        super().__init__()
-        self.model, self.side = model, side
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(F.interpolate(images, size=(self.side, self.side), mode="bicubic", antialias=True))
-
-
 def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str | None) -> dict[str, dict]:
     """Add the scores of new weights to a copy of `measured`, and return the copy.
 
@@ -126,7 +115,7 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
         check_reproduced(card, round(forms["made"][trained_at], 2))
         if trained_at <= SMALL:
             forms["top1"] = {size: score(task, model)[0] for size, task in tasks.items()}
-            resized = Resized(model, trained_at)
+            resized = nn.Sequential(v2.Resize((trained_at, trained_at), v2.InterpolationMode.BICUBIC), model)
             forms["resized"] = {size: score(task, resized)[0] for size, task in tasks.items() if size != trained_at}
         rounded = {form: {str(size): round(top1, 2) for size, top1 in forms[form].items()} for form in forms}
         tuned = {"tuned": scores["tuned"]} if scores.get("weights") == digest and "tuned" in scores else {}
