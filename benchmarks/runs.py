@@ -11,11 +11,7 @@ from metamix.training.recipe import EngineOptions
 
 
 def read_run(run: Path) -> tuple[dict, dict]:
-    """Read the summary and the recipe of a run.
-
-    Raises:
-        ValueError: the run is not finished.
-    """
+    """Read the summary and the recipe of a run; raise ValueError if the run is not finished."""
     if not (run / "summary.json").is_file():
         raise ValueError(f"{run} has no summary.json: give the folder of a finished run of train.py")
     return read_json(run / "summary.json"), yaml.safe_load((run / "recipe.yaml").read_text())

@@ -41,10 +41,9 @@ def score_restoration(task: Restoration, model: nn.Module) -> dict[str, float]:
 
 
 def check_reproduced(card: dict, top1: float) -> None:
-    """Check a measured accuracy in percent against the accuracy on a card.
+    """Raise ValueError if a measured accuracy differs from the accuracy on a card by more than 0.011 points.
 
-    Raises:
-        ValueError: the accuracies differ by more than 0.011 points. One prediction of 10,000 may depend on the machine.
+    One prediction of 10,000 may depend on the machine.
     """
     if abs(top1 - card["top1"]) > 0.011:
         raise ValueError(
@@ -66,10 +65,7 @@ def six_views(images: Tensor) -> Iterator[tuple[float, Tensor]]:
 def task_of(card: dict, data_dir: str | None, size: int | None = None) -> Classification:
     """Open the data that a card's model was trained on, with its normalisation, interpolation and centre crop.
 
-    Args:
-        card: a card of weights/.
-        data_dir: folder of the data; not needed for the digits.
-        size: side of the images in pixels; by default the side on the card.
+    The digits need no `data_dir`. `size` is the side of the images in pixels, by default the side on the card.
     """
     cfg = card["pretrained_cfg"]
     size = size or cfg["input_size"][1]

@@ -57,11 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ship(args: argparse.Namespace) -> str:
-    """Write the weights and the card of a run, and return a summary of one line.
-
-    Raises:
-        ValueError: the run cannot be shipped.
-    """
+    """Write the weights and card of a run, and return a line about them; raise ValueError if it cannot be shipped."""
     summary, recipe = read_run(args.run)
     describe = {"classification": describe_classifier, "restoration": describe_restorer}.get(recipe["task"])
     if describe is None:
@@ -163,11 +159,7 @@ def trained(task: Any, run: Path, recipe: dict, options: type) -> tuple[Any, nn.
 
 
 def check_half(run: Path, metric: str, trained: float, stored: float, allowed: float) -> None:
-    """Check that float16 changes a score by at most `allowed`.
-
-    Raises:
-        ValueError: the score changes by more.
-    """
+    """Raise ValueError if float16 changes a score by more than `allowed`."""
     if abs(stored - trained) > allowed:
         raise ValueError(
             f"{run} has the {metric} {trained:.3f}, and {stored:.3f} in float16: weights/ takes only models that "

@@ -24,22 +24,14 @@ def load_cards(tag: str = "*", task: str = "classification") -> list[dict]:
 
 
 def load_tag(tag: str | None) -> list[dict]:
-    """Load the cards of one tag.
-
-    Raises:
-        ValueError: no card has the tag.
-    """
+    """Load the cards of one tag; raise ValueError if no card has the tag."""
     if not (cards := load_cards(tag or "")):
         raise ValueError(f"--tag is {tag!r}, but the classifiers have the tags {', '.join(tags())}: give one of them")
     return cards
 
 
 def load_family(tag: str | None) -> dict[str, dict]:
-    """Load the cards of `metaformer_<mixer>_<size>` with one tag, by mixer.
-
-    Raises:
-        ValueError: no such card has the tag.
-    """
+    """Load the cards of `metaformer_<mixer>_<size>` with one tag, by mixer; raise ValueError if there are none."""
     if not (family := by_mixer(load_tag(tag))):
         others = ", ".join(tag for tag in tags() if by_mixer(load_cards(tag)))
         raise ValueError(f"--tag is {tag!r}, but the metaformer_* models have the tags {others}: give one of them")
@@ -53,13 +45,9 @@ def half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_weights(card: dict, tensors: Mapping[str, Tensor], about: dict) -> str:
-    """Write a weight file, its line in SHA256SUMS and its card.
+    """Write a weight file, its line in SHA256SUMS and its card; `about` is the metadata of the weight file.
 
-    Args:
-        about: metadata of the weight file.
-
-    Returns:
-        A line with the name, the number format and the size of the weight file.
+    Return a line with the name, the number format and the size of the weight file.
     """
     path = weights_dir() / f"{card['name']}.safetensors"
     save_weights(path, tensors, about)

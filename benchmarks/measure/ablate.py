@@ -55,14 +55,7 @@ ENGINE: dict[str, Any] = dict(
 
 
 def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher: str | None = None) -> Recipe:
-    """Return the recipe of a run.
-
-    Args:
-        teacher: weight file for variants with a teacher.
-
-    Raises:
-        ValueError: the variant has a teacher, but `teacher` is not given.
-    """
+    """Return the recipe of a run; raise ValueError if the variant needs `teacher`, a weight file, and it is None."""
     data = DATA | dict(variant.data)
     if "teacher" in data:
         if not teacher:

@@ -125,17 +125,10 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
 
 
 def read_tuned(runs: Sequence[Path], names: Sequence[str]) -> list[tuple[str, str, dict]]:
-    """Read finished runs that fine-tuned shipped weights at a different image size.
+    """Read finished runs that fine-tuned shipped weights at a different image size; `names` lists the shipped weights.
 
-    Args:
-        runs: folders of the runs.
-        names: names of the shipped weights.
-
-    Returns:
-        For each run, the name of the weights, the image size as text, and the scores of the run.
-
-    Raises:
-        ValueError: a run is not finished, or it did not start from one of these weights.
+    Return, for each run, the name of the weights, the image size as text, and the scores of the run. Raise ValueError
+    if a run is not finished, or did not start from one of these weights.
     """
     tuned = []
     for run in runs:

@@ -44,12 +44,8 @@ STARTS = {"model", "pretrained", "checkpoint", "linear_probe", "mean", "std", "h
 def add_detection(results: dict, run: Path) -> Image.Image | None:
     """Add a run to `results`, or replace the earlier run of its model and seed.
 
-    Returns:
-        The picture of the test images, if no run has a higher AP50.
-
-    Raises:
-        ValueError: the run is not finished; it has only a tag or only --pretrained; or the other runs have another
-            recipe or other images.
+    Return the picture of the test images, if no run has a higher AP50. Raise ValueError if the run is not finished, if
+    it has only a tag or only --pretrained, or if the other runs have another recipe or other images.
     """
     summary, recipe = read_run(run)
     pretrained = recipe.get("pretrained", False)
@@ -134,11 +130,7 @@ def without(recipe: dict, ignored: set[str]) -> dict:
 
 
 def check_recipe(run: Path, recipe: dict, other: dict, file: Path) -> None:
-    """Check that a run followed the recipe of the runs in a result file.
-
-    Raises:
-        ValueError: an option differs.
-    """
+    """Raise ValueError unless a run followed the recipe of the runs in a result file."""
     if changed := differences(recipe, other):
         expected = differences(other, recipe)
         options = ", ".join(f"{key} {value} and not {expected.get(key)}" for key, value in changed.items())

@@ -93,11 +93,7 @@ AUTHORS = {
 
 
 def check_names(names: list[str], authors: Path | None) -> None:
-    """Check that all models can be built, before any work starts.
-
-    Raises:
-        SystemExit: a name is unknown, or its package or clone is missing.
-    """
+    """Exit, before any work starts, if a name is unknown, or its package or clone is missing."""
     for name in names:
         if name not in PEERS and name not in AUTHORS and not timm.is_model(name):
             accepted = [*timm.list_models(), *PEERS, *AUTHORS]

@@ -59,14 +59,10 @@ SECTIONS = {
 
 
 def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
-    """Return the page with the text of every marked section replaced.
+    """Return the page, Markdown text, with the text of every marked section replaced.
 
-    Args:
-        page: Markdown text.
-        sections: functions that make the text of a section, by name.
-
-    Raises:
-        ValueError: a marker names no section, appears twice or is not closed.
+    `sections` holds functions that make the text of a section, by name. Raise ValueError if a marker names no section,
+    appears twice or is not closed.
     """
     for name in re.findall(r"<!-- ([\w-]+) -->", page):
         if name not in sections:
@@ -77,11 +73,7 @@ def fill(page: str, sections: Mapping[str, Callable[[], str]]) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Return README.md and the pages of docs/ with the text of their sections replaced.
-
-    Raises:
-        ValueError: a page has wrong markers.
-    """
+    """Return README.md and the pages of docs/ with new text in their sections; raise ValueError for wrong markers."""
     fresh = {}
     for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))):
         try:
