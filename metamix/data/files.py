@@ -226,11 +226,8 @@ def _warn_of_dark_image(bits: int) -> None:
 def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:
     """Read sample `index` of `count`, or the next sample that can be read. Sample 0 follows the last one.
 
-    Returns:
-        What `read` returned, and (path, reason) of each sample for which it raised CorruptImage.
-
-    Raises:
-        CorruptImage: no sample can be read.
+    Return what `read` returned, and (path, reason) of each sample for which it raised CorruptImage; raise CorruptImage
+    if no sample can be read.
     """
     broken: Broken = []
     for shift in range(count):

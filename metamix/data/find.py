@@ -32,11 +32,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """List the images below a folder by their relative paths, in natural order.
-
-    Raises:
-        FileNotFoundError: the folder does not exist, or has no images.
-    """
+    """List the images below a folder by relative path, in natural order; raise FileNotFoundError if there are none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     names = list_image_paths(folder)

@@ -72,11 +72,7 @@ class DetectionMetric(Metric):
             state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Return COCO's AP scores of boxes and, for Mask R-CNN, of masks.
-
-        Raises:
-            ValueError: no image that could be read has an object to score.
-        """
+        """Return COCO's AP scores of boxes and any masks; raise ValueError if no image read has an object to score."""
         scores = {
             prefix + name: value
             for prefix, scored in self.scores(states).items()

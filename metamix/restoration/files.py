@@ -91,10 +91,7 @@ def to_image(picture: Picture) -> Image.Image:
 def write_picture(picture: Picture, path: Path) -> None:
     """Write a picture in the format of the path's extension; values are clipped and rounded.
 
-    JPEG and WebP get 8 bits per channel.
-
-    Raises:
-        DoesNotFit: the image has an alpha channel, which JPEG cannot hold.
+    JPEG and WebP get 8 bits per channel. Raise DoesNotFit for an alpha channel, which JPEG cannot hold.
     """
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG" and picture.alpha is not None:

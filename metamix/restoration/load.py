@@ -104,10 +104,7 @@ def fit_arguments(name: str, model_args: Mapping[str, Any], in_chans: int, scale
     """Choose the arguments of an image model for inputs of `in_chans` channels and targets `scale` times as large.
 
     If the model takes a scale, and neither its name nor `model_args` fixes it, the model is built for `scale`. If the
-    model keeps the size of images, they are enlarged before it.
-
-    Returns:
-        The arguments, and the factor by which images are enlarged before the model.
+    model keeps the size of images, they are enlarged before it, by the factor that is returned with the arguments.
 
     Raises:
         ValueError: the name or an argument is unknown, or the model does not fit the number of channels or the scale.

@@ -21,13 +21,10 @@ def resize_bicubic(images: Tensor, scale: float, *, rounding: bool = False) -> T
     """Resize images (..., H, W) by `scale` to (..., ceil(scale H), ceil(scale W)); compute in float64.
 
     Args:
-        images: values from 0 to 1.
+        images: values from 0 to 1. The result has their dtype and device.
         scale: size of the result over the size of the images.
         rounding: clip and round to 8 bits after the rows and after the columns, as MATLAB does for images of 8 bits.
             Otherwise the result may lie a little outside the range of the images.
-
-    Returns:
-        Images of the dtype and on the device of `images`.
     """
     resized: Any = to_float64(images)
     for dim in (-2, -1):

@@ -94,13 +94,8 @@ def digest_of(samples: Sequence[ImagePair]) -> str:
 def scale_of_pair(sample: ImagePair, expected: int | None) -> int:
     """Return how many times larger the target is than the input.
 
-    The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off.
-
-    Args:
-        expected: scale of the other pairs; None if it is not known yet.
-
-    Raises:
-        ValueError: no scale fits, or the scale is not the expected one.
+    The target may have up to `scale` - 1 more rows and columns at the bottom and right, which are cut off. Raise
+    ValueError if no scale fits, or if it differs from the scale `expected` of the other pairs, which may be None.
     """
     assert sample.input is not None
     (h, w), (th, tw) = read_header(sample.input).size, sample.header.size

@@ -194,11 +194,8 @@ def colour_of(value: int) -> Colour:
 def read_names(source: Path) -> tuple[list[str], Sequence[int], Palette | None]:
     """Read the names, numbers and colours of the classes from a file in `source`.
 
-    Returns:
-        ([], [], None) if there is no such file. The colours are None if the file has none.
-
-    Raises:
-        ValueError: a line of labelmap.txt has no name or no colour.
+    Return ([], [], None) if there is no such file; the colours are None if the file has none. Raise ValueError if a
+    line of labelmap.txt has no name or no colour.
     """
     names: list[str] = []
     if (file := source / "classes.txt").is_file():

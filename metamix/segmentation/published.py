@@ -64,11 +64,7 @@ WEIGHTS["wavemix_192_16_l3.cityscapes"] = PublishedSegmenter(  # class 0 is "unl
 
 
 def published_segmenter(head: str, backbone: str) -> PublishedSegmenter | None:
-    """Return the published segmenter for `backbone`, NAME.TAG, or None if no such segmenter is published.
-
-    Raises:
-        ValueError: the weights belong to another head.
-    """
+    """Return the published segmenter for `backbone`, NAME.TAG, or None; raise ValueError if it has another head."""
     published = WEIGHTS.get(backbone)
     if published and published.head != head:
         raise ValueError(f"{backbone} has weights for the head {published.head}: give this head instead of {head}.")

@@ -154,11 +154,7 @@ def choose_splits(labels: LabelledImages, share: float | None) -> dict[str, list
 
 
 def once(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Return the samples; if the source lists an image of a group several times, keep the first.
-
-    Raises:
-        ValueError: an image is listed with different labels.
-    """
+    """Return each image of a group once, as first listed; raise ValueError if it is listed with different labels."""
     first: dict[tuple[str, Path], Sample] = {}
     for sample in samples:
         other = first.setdefault((sample.group, sample.file.absolute()), sample)

@@ -219,11 +219,7 @@ class CalibratedExport(Exportable):
         return min(HELD_OUT_IMAGES, len(self.training_images) // 2)
 
     def calibration_count(self, count: int) -> int:
-        """Return how many images to calibrate on, at most `count`.
-
-        Raises:
-            ValueError: there are fewer than 5 training images.
-        """
+        """Return how many images to calibrate on, at most `count`; raise ValueError if training has fewer than 5."""
         if (total := len(self.training_images)) < 5:
             raise ValueError(
                 f"int8 is calibrated and checked on training images, but there are {total}: give at least 5"

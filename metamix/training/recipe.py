@@ -287,11 +287,7 @@ def _convert_all(
 
 
 def _override(configured: Mapping[str, Any], flags: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return the options of the config at `path`, overridden by the flags.
-
-    Raises:
-        ValueError: the config or the flags give both epochs and iterations.
-    """
+    """Override the config at `path` by the flags; raise ValueError if either gives both epochs and iterations."""
     for values, source in ((configured, f"{path}: epochs and iterations"), (flags, "--epochs and --iterations")):
         if "epochs" in values and values.get("iterations"):
             raise ValueError(f"{source} both say how long the run is; give one")
@@ -323,16 +319,10 @@ def find_config(name: str) -> Path:
 
 
 def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
-    """Compare a recipe with the saved options of the run that it continues.
+    """Compare a recipe with the saved options of the run that it continues, and return what to report, by option.
 
-    Options that are newer than the run were not saved with it, and may have any value. Unset options are not
-    compared: a resumed run takes the saved values.
-
-    Returns:
-        A sentence about each change that is to be reported, by the option's name.
-
-    Raises:
-        ValueError: an option that must not change on resume has changed.
+    Raise ValueError if an option has changed that must not change on resume. Options that are newer than the run were
+    not saved with it, and may have any value. Unset options are not compared: a resumed run takes the saved values.
     """
     options = options_of(type(recipe.engine), type(recipe.options))
     rules = {name: f.metadata.get("on_resume", "refuse") for name, (f, _) in options.items()} | {"import": "report"}
