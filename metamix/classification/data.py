@@ -131,7 +131,6 @@ class ClassificationData:
         )
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
-        """Make the loaders of the split "test" and, if images are held out, of the split "holdout"."""
         return {
             split: eval_loader(source, self._resolved, batch_size=batch_size, rank=rank, world_size=world_size)
             for split, source in self.splits.sources().items()

@@ -25,12 +25,7 @@ PROBABILITY_GAP = 1e-7  # probabilities that are closer than this to 0 or 1 are 
 
 
 class ExportableClassifier(SimpleExport, CalibratedExport):
-    """A classifier to export, and the data set for its comparison and calibration.
-
-    Args:
-        options: only `dynamic` and `images` are used.
-        task: the task, with its data set; None to compare the outputs for random images.
-    """
+    """A classifier to export, and the data set for its comparison and calibration."""
 
     max_drop = 0.3
 

@@ -32,11 +32,6 @@ class ClassificationModel(TaskModel):
         self.notes: list[str] = []
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> nn.Module:
-        """Build the model and load the initial weights.
-
-        Args:
-            metadata: result of `describe` for the checkpoint that the caller loads next; None to load weights here.
-        """
         options, data = self.options, self.data
         assert isinstance(options, ClassificationOptions)
         if metadata is not None and (options.pretrained or options.checkpoint):
@@ -87,7 +82,6 @@ class ClassificationModel(TaskModel):
             )
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Describe the model for the summary and for the metadata of its weights."""
         options, data = self.options, self.data
         return {
             "task": "classification",

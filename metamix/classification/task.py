@@ -50,7 +50,6 @@ class Classification:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user on the data and on the weights."""
         return [*self.data.notes, *self.model.notes]
 
     @staticmethod

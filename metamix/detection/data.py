@@ -112,7 +112,6 @@ class DetectionData:
         return StreamLoader(samples, self.options, order, transform, seed, collate=collate, verify=self.verify)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, StreamLoader]:
-        """Make the loaders of the splits to score; the loaders of all ranks together yield every image once."""
         size = max(1, min(batch_size // world_size, EVAL_BATCH))
         return {
             name: self.scoring_loader(split, EvalOrder(len(split), size, rank, world_size), name)

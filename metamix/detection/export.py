@@ -160,10 +160,7 @@ class ExportedDetector(nn.Module):
 
 
 class ExportableDetector(CalibratedExport):
-    """A RetinaNet or FCOS to export. It is compared with its export on the data of `task`.
-
-    Without a `task`, or if no objects are found, the two are compared on random images.
-    """
+    """A RetinaNet or FCOS to export; without a task or without objects, it is compared on random images."""
 
     outputs: tuple[str, ...] = ("boxes", "scores", "labels")
 

@@ -64,7 +64,6 @@ class DetectionMetric(Metric):
         return (detect(model, image / 255) for image in batch["image"])
 
     def update(self, state: State, outputs: Iterable[Objects], batch: Batch) -> None:
-        """Add the objects of each image to the state."""
         state["split"] = batch["split"][0]
         split = self.data.scored[state["split"]]
         for index, objects in zip(batch["index"].tolist(), outputs, strict=True):

@@ -38,7 +38,6 @@ class Detection:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes for the user on the data, on the weights and on the box sizes."""
         return [*self.data.notes, *self.model.notes]
 
     @classmethod

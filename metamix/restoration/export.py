@@ -24,10 +24,7 @@ TILE = 256  # default side of the model's input in pixels; rounded up to the mul
 
 
 class ExportableRestorer(MapExport):
-    """An image model to export.
-
-    The model is compared with its export on the images of `task`, or on random images if there is no task.
-    """
+    """An image model to export."""
 
     outputs: tuple[str, ...] = ("restored",)
     max_drop, unit, larger = 0.1, "dB", 2

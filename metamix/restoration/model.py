@@ -52,7 +52,6 @@ class RestorationModel(TaskModel):
         return model
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Describe the model for the summary and for the metadata of its weights."""
         options, data = self.options, self.data
         arguments = {name: value for name, value in self.arguments.items() if name != "in_chans"}
         spec = RestorationSpec(data.channels, self.enlarge, options.degradation)

@@ -32,7 +32,6 @@ class SegmentationModel(TaskModel):
         self.frozen_norms = spec.frozen_norms if spec else False
 
     def build(self, metadata: Mapping[str, Any] | None = None) -> Segmenter:
-        """Build the segmenter; unless `metadata` is given, load the weights that the options name."""
         options = self.options
         model = self._load(metadata)
         check_tile(model.fixed_size, options.model, options.tile)
@@ -81,7 +80,6 @@ class SegmentationModel(TaskModel):
             self.data.mean, self.data.std = tuple(mean), tuple(std)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Describe the segmenter for the summary and for the metadata of its weights."""
         options, data = self.options, self.data
         return self.spec().to_dict() | {
             "data": data.name,
