@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 def write(options: PublishOptions, folder: Path) -> list[str]:
     """Write the files of a repository to an empty folder, and return notes for the user."""
     path = find_weights(options.source)
-    file = newest_weights(path) if path.is_dir() else path
+    file = newest_weights(path)[0] if path.is_dir() else path
     spec = find_task(task_of_weights(file))
     tensors, metadata = load_weights(file)
     if not metadata.get("model"):

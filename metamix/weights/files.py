@@ -102,7 +102,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: the file is damaged, or holds no weights.
         OSError: there is no such file, or too little memory to read it.
     """
-    path, state = _newest_weights(Path(path)) if Path(path).is_dir() else (Path(path), None)
+    path, state = newest_weights(Path(path)) if Path(path).is_dir() else (Path(path), None)
     if path.suffix == ".npz":
         file = _existing(path)
         try:
@@ -185,21 +185,16 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return (_load_safetensors(path, header_only=True) if path.suffix == ".safetensors" else load_weights(path))[1]
 
 
-def newest_weights(folder: Path) -> Path:
-    """Return the file with the newest weights of a run folder, and warn if these are not the final weights.
+def newest_weights(folder: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the file with the newest weights of a run folder and, if it is a checkpoint, its content.
 
     A finished run has a summary and its final weights. A run that was continued afterwards and stopped has newer
-    weights in its checkpoint.
+    weights in its checkpoint. If the weights are not the final ones, a warning says so.
 
     Raises:
         FileNotFoundError: the folder holds no weights; the message names the runs in it.
         ValueError: the folder is an exported model, or its checkpoint is damaged or incomplete.
     """
-    return _newest_weights(folder)[0]
-
-
-def _newest_weights(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Return the path of `newest_weights` and, if it is a checkpoint, its content."""
     weights, checkpoint = folder / WEIGHTS, folder / CHECKPOINT
     if not weights.exists() and not checkpoint.exists():
         if (folder / ARTIFACT).is_file():
