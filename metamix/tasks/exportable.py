@@ -272,15 +272,9 @@ def readable_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class MapExport(CalibratedExport):
-    """An exportable model whose outputs are maps: restored images or logits.
+    """An exportable model whose outputs are maps: restored images or logits. `size` is (height, width) of an image.
 
-    It is compared on its task's data, or else on random images. If the graph is dynamic, one random image is larger:
-    its sides are longer by `larger` times `extra["multiple"]`.
-
-    Args:
-        size: (height, width) of the graph or, if it is dynamic, of an example image.
-        options: options of the export; only `dynamic` and `images` are used.
-        extra: see `Artifact.extra`.
+    If the graph is dynamic, one random image is larger: its sides are longer by `larger` times `extra["multiple"]`.
     """
 
     larger = 1

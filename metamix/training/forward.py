@@ -97,11 +97,8 @@ def score_batches(
 ) -> tuple[dict[str, float], list[State]]:
     """Score a model over the samples of this rank's loader that could be read.
 
-    The model is left in evaluation mode. The loaders of all ranks together yield every sample once. `dtype` is the
-    dtype of autocast, or None for float32.
-
-    Returns:
-        The scores by name, the same on all ranks, and the states of all ranks, on the CPU.
+    Return the scores by name, the same on all ranks, and the states of all ranks, on the CPU. The model is left in
+    evaluation mode. `dtype` is the dtype of autocast, or None for float32.
     """
     model.eval()
     state = to_device(metric.start(), group.device) | {"unreadable": 0}
