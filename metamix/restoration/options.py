@@ -19,6 +19,8 @@ _model = partial(option, group="model")
 _crops = partial(option, group="augmentation")
 _score = partial(option, group="scoring", on_resume="report")
 
+PAIR_OPTIONS = ("input_folder", "target_folder", "input_name")
+
 
 @dataclass
 class RestorationDataOptions(ReadingOptions):
@@ -104,7 +106,7 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_backbone({"in_chans": "--channels"})
-        flags = changed_flags(self, "input_folder", "target_folder", "input_name")
+        flags = changed_flags(self, *PAIR_OPTIONS)
         if parse_degradations(self.degradation).steps and flags:
             raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but degradation is {self.degradation}: omit one")
         parse_loss(self.loss)
@@ -121,6 +123,6 @@ class RestorationEvalOptions(WeightOptions, RestorationDataOptions):
 
 def verify_command(options: RestorationOptions, folder: str) -> str:
     """Return the command that lists what is wrong with the images of a folder."""
-    flags = changed_flags(options, "input_folder", "target_folder", "input_name", "max_pixels")
+    flags = changed_flags(options, *PAIR_OPTIONS, "max_pixels")
     flags += ["--clean"] if parse_degradations(options.degradation).steps else []
     return shlex.join(["metamix", "verify", "--task", "restoration", folder, *flags])

@@ -13,7 +13,7 @@ from metamix.utils.options import changed_flags, option
 from metamix.utils.text import plural
 
 from .data import read_tensor
-from .options import RestorationDataOptions, RestorationOptions
+from .options import PAIR_OPTIONS, RestorationDataOptions, RestorationOptions
 from .sources import ImagePair, find_roots, find_samples, leave_out, scale_of_pair
 
 CROP = RestorationOptions.crop  # the default; a training crop must fit into each clean image
@@ -32,14 +32,10 @@ class VerifyPairs(VerifyOptions):
         super().__post_init__()
         if self.data_dir is not None:
             raise ValueError(f"data_dir is {self.data_dir}: give only the folder: metamix verify {self.data_dir}")
-        if self.clean and (flags := changed_flags(self, "input_folder", "target_folder", "input_name")):
+        if self.clean and (flags := changed_flags(self, *PAIR_OPTIONS)):
             raise ValueError(f"{flags[0]} {flags[1]} is for pairs, but --clean checks images alone: omit one")
-        self.options = RestorationDataOptions(
-            data_dir=self.data,
-            input_folder=self.input_folder,
-            target_folder=self.target_folder,
-            input_name=self.input_name,
-        )
+        names = {name: getattr(self, name) for name in PAIR_OPTIONS}
+        self.options = RestorationDataOptions(data_dir=self.data, **names)
 
     def problems(self) -> Iterator[str]:
         self.samples: list[ImagePair] = []
