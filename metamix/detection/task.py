@@ -42,10 +42,7 @@ class Detection:
 
     @classmethod
     def for_evaluation(cls, options: DetectionEvalOptions) -> tuple["Detection", nn.Module, ModelMetadata]:
-        """Load the detector of a checkpoint, and make its task.
-
-        An option that is not set keeps its value from training, or its default if training did not record it.
-        """
+        """Load the detector of a checkpoint and make its task; options that are not set are as in training."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint with a weight file or a run folder")
         detector = load_detector(options.checkpoint)

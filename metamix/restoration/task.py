@@ -76,10 +76,7 @@ class Restoration:
 
     @classmethod
     def for_evaluation(cls, options: RestorationEvalOptions) -> tuple["Restoration", nn.Module, ModelMetadata]:
-        """Load weights for evaluation, and return the task, the model and the metadata.
-
-        Channels, degradation and test share are as in training unless `options` set them.
-        """
+        """Load weights and make their task; options that are not set are as in training."""
         restorer = load_restorer(**options.weights())
         metadata, name, in_chans = restorer.metadata, restorer.name, cast(int, restorer.model.in_chans)
         check_local_pooling(restorer.model, name, options.local_pooling)

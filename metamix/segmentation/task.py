@@ -65,10 +65,7 @@ class Segmentation:
 
     @classmethod
     def for_evaluation(cls, options: SegmentationEvalOptions) -> tuple["Segmentation", nn.Module, ModelMetadata]:
-        """Load the segmenter of a checkpoint, and make its task.
-
-        An option that is not set keeps its value from training, or its default if training did not record it.
-        """
+        """Load the segmenter of a checkpoint and make its task; options that are not set are as in training."""
         if not options.checkpoint:
             raise ValueError("there are no weights to evaluate: give --checkpoint FILE, or a run folder")
         segmenter = load_segmenter(options.checkpoint)

@@ -68,13 +68,7 @@ class PredictOptions(ImageOptions):
 
 @dataclass
 class PredictToFolder(PredictOptions):
-    """Options of a task that writes a file for each image.
-
-    Apart from the extension, the path of the file inside the output folder is the path of the image inside the input
-    folder.
-
-    A task derives a class from it that may change the default of `output`.
-    """
+    """Options of a task that writes a file for each image. A derived class may change the default of `output`."""
 
     folders: ClassVar[tuple[str, ...]] = ("",)  # folders inside `output` that get a file for each image
     # Name of the JSON file in `output` with a record for each image; see `predict_images`. `records` is its path.
