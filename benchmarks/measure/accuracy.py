@@ -71,11 +71,7 @@ def from_hex(text: str, count: int) -> Tensor:
 
 
 def score_pairs(cards: dict[str, dict], data_dir: str | None, known: dict) -> dict:
-    """Score and compare the models of the cards, {mixer: card}. Scores of unchanged weights come from `known`.
-
-    Raises:
-        ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
-    """
+    """Score and compare the models of the cards, {mixer: card}. Scores of unchanged weights come from `known`."""
     scored = {}
     for mixer, card in cards.items():
         digest = weights_digest(card)
@@ -99,9 +95,6 @@ def score_sizes(measured: dict[str, dict], cards: Sequence[dict], data_dir: str 
     `measured` is {name: {"weights", "made", "top1", "resized"}}. "made", "top1" and "resized" are {size as text:
     accuracy}. Models trained at a side above `SMALL` have only "made"; models trained at a side that `SIZES` lacks are
     left out. An entry may also have "tuned", which is kept if the weights are unchanged.
-
-    Raises:
-        ValueError: the accuracy on a card is not reproduced, so the card describes other data or other weights.
     """
     measured = dict(measured)
     for card in cards:

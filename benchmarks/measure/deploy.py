@@ -93,14 +93,9 @@ def side_of(name: str) -> int | None:
 
 
 def add_speeds(earlier: dict, names: Sequence[str], result: dict) -> dict:
-    """Replace the earlier rows of some models by new rows.
+    """Replace the earlier rows of some models, `names`, by the rows in the `result` of their `benchmark`.
 
     All earlier rows are dropped if the machine, a version, the number of threads or the number of runs differs.
-
-    Args:
-        earlier: earlier result, empty if there is none.
-        names: names of the models.
-        result: what `benchmark` returned for these models.
     """
 
     def conditions(one: dict) -> list:
@@ -199,12 +194,9 @@ def accuracy(options: argparse.Namespace) -> None:
 
 
 def add_accuracy(earlier: dict, about: dict, rows: list[dict]) -> dict:
-    """Add rows, replace this machine's rows of the same model, format and precision, and drop rows of other tags.
+    """Add rows of a model, replace this machine's rows of the same format and precision, and drop rows of other tags.
 
-    Args:
-        earlier: earlier result, empty if there is none.
-        about: tag, machine and date of the new rows.
-        rows: the new rows of one model.
+    `about` has the tag, the machine and the date of the new rows.
     """
     fresh = {cell_of(row) for row in rows}
     parts = [part for part in earlier.get("parts", []) if part["tag"] == about["tag"]]

@@ -173,15 +173,10 @@ def time_ops(subject: Subject, mode: str, precision: str) -> list[dict]:
 
 
 def against_roof(ops: list[dict], flops: float, bandwidth: float) -> list[dict]:
-    """Sum `ops` over their shapes and sort them by the time lost: milliseconds above their limit.
+    """Sum rows of `time_ops` over their shapes and sort them by the time lost: milliseconds above their limit.
 
-    Args:
-        ops: rows of `time_ops`.
-        flops: FLOP per second of the machine.
-        bandwidth: bytes per second of the machine.
-
-    Returns:
-        A row for each part and op. `slowest` has the input shapes that lose the most time.
+    `flops` and `bandwidth` are FLOP and bytes per second of the machine. Return a row for each part and op, in which
+    `slowest` has the input shapes that lose the most time.
     """
     sums = defaultdict(lambda: dict(calls=0, ms=0, roof_ms=0, flop=0, bytes=0, most=0, slowest=""))
     for op in ops:

@@ -80,14 +80,7 @@ class Subject:
     def step(
         self, mode: str, precision: str, compiled: bool = False, no_grad=torch.inference_mode
     ) -> Callable[[], None]:
-        """Return a function that runs one step and waits for its end.
-
-        Args:
-            mode: "infer" or "train".
-            precision: "fp32" or "bf16".
-            compiled: whether to use torch.compile.
-            no_grad: context manager for inference.
-        """
+        """Return a function that runs a step, "infer" or "train" in "fp32" or "bf16", and waits for its end."""
         if compiled and self.compiled is None:
             # Our models share one forward function. By default, torch runs it eagerly after 8 compiled versions, and
             # compiles one version for all sizes when it sees a second image size.

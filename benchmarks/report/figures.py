@@ -53,10 +53,7 @@ def draw_curves(path: Path, family: dict[str, dict]) -> None:
 def draw_fronts(path: Path, score: str, panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
     """Draw a score against costs, with a panel and a Pareto front for each cost.
 
-    Args:
-        path: picture to write.
-        score: label of the vertical axis.
-        panels: {label of the cost: {mixer or model: (cost, score)}}; empty panels are left out.
+    `panels` is {label of the cost: {mixer or model: (cost, score)}}; empty panels are left out.
     """
     figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     FigureCanvasAgg(figure)

@@ -107,14 +107,8 @@ def draw_maps(
 ) -> None:
     """Draw a row for each image: the image, and a map of every block, divided by the map's mean.
 
-    Args:
-        path: PNG file.
-        model: model of the comparison family.
-        images: normalised images, (N, C, H, W).
-        shown: the same images with values from 0 to 1.
-        what: function (mixer, its input) -> maps (N, h, w).
-        label: what the maps show.
-        most: colours range from 1 / `most` to `most` times the mean.
+    `images` are normalised, and `shown` are the same images with values from 0 to 1. `what` is a function (mixer, its
+    input) -> maps (N, h, w). Colours range from 1 / `most` to `most` times the mean.
     """
     with torch.no_grad():
         maps = [(name, what(mixer, x)) for name, mixer, x in captured(model, images)]
