@@ -23,12 +23,13 @@ from benchmarks.report.figures import DPI, WIDTH
 from benchmarks.scoring import load, score, tag_parser, task_of
 from benchmarks.weight_cards import load_family
 from metamix.classification.pictures import draw_confusion
-from metamix.mixers import MinAttn
 from metamix.mixers.views import bands, gate, matrices, token_attention
 from metamix.utils.figures import save_figure
 from metamix.utils.text import exit_with_message
 
 FIELD_IMAGES = 256  # number of images over which a receptive field is averaged
+
+middle_attention = partial(token_attention, point=(0.5, 0.5))
 
 
 def receptive_field(model: nn.Module, images: Tensor) -> Tensor:
@@ -95,11 +96,6 @@ def captured(model: nn.Module, images: Tensor) -> list[tuple[str, nn.Module, Ten
     for hook in hooks:
         hook.remove()
     return [(name, mixer, x) for (name, mixer), x in zip(blocks, inputs)]
-
-
-def middle_attention(mixer: MinAttn, x: Tensor) -> Tensor:
-    """Return the attention of the middle token, averaged over heads: (N, C, h, w) -> (N, h, w)."""
-    return token_attention(mixer, x, (0.5, 0.5))
 
 
 def draw_maps(
