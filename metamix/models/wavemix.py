@@ -63,10 +63,7 @@ def wavemix(
     Args:
         dim: number of channels.
         depth: number of blocks.
-        level: number of levels of the wavelet transform.
-        mult: hidden width of the feed-forward layers as a multiple of `dim`.
-        ff_channel: output width of the feed-forward layers; 0 for `dim`.
-        upsample: how maps are brought back to full size: "transposed" or "bilinear".
+        level, mult, ff_channel, upsample: options of the mixer; see `metamix.mixers.WaveMix`.
         stride: stride of each convolution in a strided stem; 0 for a patch stem.
         patch_size: side of the patches in a patch stem; 0 for a strided stem.
         proj_drop_rate: dropout rate in the mixers.

@@ -127,13 +127,9 @@ def find_explainer(checkpoint: str) -> Callable[[Any, Path, str | None], Explana
 
 
 def activation_map(model: nn.Module, layers: list[nn.Module], image: Tensor, score: Callable[[Any], Tensor]) -> Tensor:
-    """Compute HiResCAM of a score, averaged over layers: (H, W), from 0 to 1.
+    """Compute HiResCAM of a score, averaged over layers with maps (1, C, h, w): (H, W), from 0 to 1.
 
-    Args:
-        model: model that takes `image[None]`.
-        layers: modules of the model that return feature maps (1, C, h, w).
-        image: prepared image (C, H, W).
-        score: function that takes the model's output for the image and returns the score to explain.
+    `image` is prepared, (C, H, W). `score` takes the model's output for the image and returns the score to explain.
     """
     with torch.enable_grad():
         cam = need(*GRAD_CAM).HiResCAM(model=model, target_layers=layers)
