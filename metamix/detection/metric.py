@@ -71,7 +71,7 @@ class DetectionMetric(Metric):
             state["results"] += to_coco(objects, split.ids[index], split)
 
     def result(self, states: list[State]) -> dict[str, float]:
-        """Return COCO's AP scores of boxes and any masks; raise ValueError if no image read has an object to score."""
+        """Return COCO's AP scores of boxes, and of any masks; raise ValueError if no readable image has an object."""
         scores = {
             prefix + name: value
             for prefix, scored in self.scores(states).items()

@@ -40,7 +40,7 @@ class TrainStep:
         self._wrapped = self._wrap(model)
 
     def __call__(self, batch: Batch) -> tuple[list[str], Tensor]:
-        """Train on this rank's share of a global batch; return its mean loss and the task's other scalars, by name."""
+        """Train on this rank's share of a global batch; return the losses' names, and their means on the device."""
         options, group = self.options, self.group
         seed = np.random.SeedSequence((options.seed, self.done, group.rank)).generate_state(1, np.uint64)[0]
         # Without a GPU, `torch.manual_seed` takes milliseconds: it formats the stack for each kind of device.
