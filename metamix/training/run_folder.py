@@ -28,7 +28,7 @@ from metamix.utils.files import (
 )
 from metamix.utils.options import read_yaml
 from metamix.utils.text import message, speed_text
-from metamix.weights.files import CHECKPOINT, RECIPE, WEIGHTS
+from metamix.weights.files import RECIPE
 
 from .recipe import Recipe
 from .reports import Row, draw_curves, split_column, write_metrics
@@ -73,8 +73,7 @@ class Run:
             self._wandb = _import_tracker("wandb", "wandb", "init")
         make_output_folder(folder)
         self._lock = lock_folder(folder)
-        for name in (CHECKPOINT, WEIGHTS):
-            remove_temporary(folder / name)
+        remove_temporary(folder)
         PACKAGE.addHandler(self._warnings)
 
     def say(self, text: str) -> None:

@@ -2,7 +2,6 @@
 
 import codecs
 import errno
-import glob
 import json
 import os
 import re
@@ -59,9 +58,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def remove_temporary(path: Path) -> None:
-    """Remove files that `atomic_write` left beside `path` when it was killed. No process may be writing `path`."""
-    for file in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 16}{TEMPORARY}"):
+def remove_temporary(folder: Path) -> None:
+    """Remove files that `atomic_write` left in a folder when it was killed. No process may be writing into it."""
+    for file in folder.glob(f"*.{'[0-9a-f]' * 16}{TEMPORARY}"):
         file.unlink()
 
 

@@ -114,10 +114,11 @@ def test_links_in_the_folder_of_predictions_are_refused(name, tmp_path):
     assert precious.read_text() == "mine"
 
 
-def test_files_that_a_killed_run_left_half_written_are_removed(tmp_path):
-    """Temporary files have random names, so they would pile up, each as large as a checkpoint."""
-    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "checkpoint.pt"):
-        (half,) = tmp_path.glob("checkpoint.pt.*.tmp")
+@pytest.mark.parametrize("name", ["checkpoint.pt", "curves.png", "test_confusion.png"])
+def test_files_that_a_killed_run_left_half_written_are_removed(name, tmp_path):
+    """Temporary files have random names, so they would pile up, and some are as large as a checkpoint."""
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / name):
+        (half,) = tmp_path.glob(f"{name}.*.tmp")
         (tmp_path / "kept").hardlink_to(half)
         raise KeyboardInterrupt
     (tmp_path / "kept").rename(half)
