@@ -95,7 +95,7 @@ def train_model(task: Task, recipe: Recipe, group: ProcessGroup) -> Path:
 def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bool:
     """Return whether the folder holds the complete result of this recipe.
 
-    A run that was killed while it drew its pictures, or lacks its weight file, is not finished if its checkpoint is
+    A run that was killed before it drew its pictures, or lacks its weight file, is not finished if its checkpoint is
     there to score it again. Raise ValueError for other data, damaged files, or a recipe that cannot continue the run.
     """
     if not (folder / SUMMARY).exists():
@@ -109,7 +109,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
             f"continue from: give another --output, and --checkpoint {folder} to start from its weights"
         )
     has_weights = (folder / WEIGHTS).exists()
-    if changes or (has_checkpoint and (read_state(folder) == "scored" or not has_weights)):
+    if changes or (has_checkpoint and (read_state(folder) not in (None, "finished") or not has_weights)):
         return False
     if has_weights:
         try:

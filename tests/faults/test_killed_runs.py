@@ -166,19 +166,22 @@ def test_sighup_that_is_ignored_from_the_start_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_pictures_that_were_not_drawn_are_drawn_the_next_time(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("state_before", ["scored", "failed"])
+def test_pictures_that_were_not_drawn_are_drawn_the_next_time(state_before, tmp_path, monkeypatch, capsys):
     words = ["--batch-size", 256, "--epochs", 1, "--output", tmp_path]
     set_state = Run.set_state
 
     def die_once_scored(self, state):
-        set_state(self, state)
+        if state != "scored" or state == state_before:
+            set_state(self, state)
         if state == "scored":
-            raise KeyboardInterrupt  # as after a kill, the state stays "scored"
+            raise KeyboardInterrupt  # the summary is written, but the pictures are missing
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "set_state", die_once_scored)
         train(*words)
     before = json.loads((tmp_path / "summary.json").read_text())
+    assert (tmp_path / "state.txt").read_text() == f"{state_before}\n"
     assert before["pictures"] == ["curves.png"] and not (tmp_path / "test_confusion.png").exists()
     train(*words)
     after = json.loads((tmp_path / "summary.json").read_text())
