@@ -20,6 +20,7 @@ from metamix.utils.files import atomic_write, make_output_folder
 from metamix.utils.options import option
 from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
+from metamix.weights.files import ARTIFACT, RECIPE
 
 from .load import BATCH_SIZE, Classifier, describe_threshold
 
@@ -95,12 +96,14 @@ class LabelImages(PredictOptions):
 
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
-    """Return `form`, or else the format that the extension of `output` names; reject a folder or an image."""
+    """Return `form`, or else the format that the extension of `output` names; reject what must stay."""
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")
     if path.resolve() in {image.resolve() for image in images}:
         raise ValueError(f"{output} is an image and would be overwritten: give another --output")
+    if path.is_file() and any((path.parent / name).is_file() for name in (RECIPE, ARTIFACT)):
+        raise ValueError(f"{output} is in a run or an export and would be overwritten: give another --output")
     if is_image(path.name):
         raise ValueError(
             f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt file"

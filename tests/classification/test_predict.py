@@ -96,20 +96,25 @@ def test_the_output_is_checked_before_labelling(digits, tmp_path):
     assert (tmp_path / "new" / "p.csv").exists()
 
 
-def test_an_image_is_never_overwritten(digits, tmp_path):
+def test_an_image_or_a_file_of_a_run_is_never_overwritten(digits, tmp_path):
     folder, _ = digits
     image = folder / "0.png"
     shutil.copy(image, folder / "nameless")
     before = image.read_bytes()
+    (run := tmp_path / "run").mkdir()
+    (run / "recipe.yaml").touch()
+    (run / "log.txt").write_text("epoch 1")
     for source, output, said in (
         (image, image, "0.png is an image and would be overwritten: give another --output"),
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
         (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv"),
         (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
+        (image, run / "log.txt", "log.txt is in a run or an export and would be overwritten"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
             main([str(source), *WEIGHTS, "--format", "csv", "--output", str(output)])
     assert image.read_bytes() == (folder / "nameless").read_bytes() == before
+    assert (run / "log.txt").read_text() == "epoch 1"
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
