@@ -349,6 +349,7 @@ def _is_plain_pickle(path: str | Path) -> bool:
 def _existing(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    open(path, "rb").close()  # raises PermissionError; safetensors says that a file without permission does not exist
     return str(path)
 
 

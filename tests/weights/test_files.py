@@ -88,6 +88,14 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(net, tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
+def test_a_file_without_read_permission_is_not_called_missing(net, tmp_path, monkeypatch):
+    save_weights(path := tmp_path / "w.safetensors", net.state_dict(), {})
+    monkeypatch.setattr("builtins.open", Mock(side_effect=PermissionError(13, "Permission denied", str(path))))
+    for load in load_weights, load_metadata:
+        with pytest.raises(PermissionError, match="Permission denied: .*w.safetensors"):
+            load(path)
+
+
 def test_weights_are_saved_with_their_metadata(net, tmp_path):
     about = {"model": "net", "classes": ["a", "b"], "mean": [0.5], "img_size": 32, "top1": 97.25, "commit": None}
     save_weights(tmp_path / "model.safetensors", net.state_dict(), about)
