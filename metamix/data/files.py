@@ -125,6 +125,14 @@ def read_image_file(path: str | Path) -> Image.Image:
     return open_image(BytesIO(read_file(path)))
 
 
+def read_mask_file(path: str | Path) -> Image.Image:
+    """Read a mask as `read_image_file` does; raise CorruptImage if the file holds several images."""
+    image = read_image_file(path)
+    if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # MPO is refused as a JPEG
+        raise CorruptImage(f"it holds {pages} images, but a mask is a single image: save each as a PNG")
+    return image
+
+
 def check_size(size: int) -> None:
     """Raise CorruptImage if the size of an image file is above `MAX_FILE_BYTES`."""
     if size > MAX_FILE_BYTES:

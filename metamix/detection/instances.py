@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metamix.data.files import as_corrupt_image, read_header, read_image_file
+from metamix.data.files import as_corrupt_image, read_header, read_mask_file
 from metamix.data.pairs import MASK_FOLDER, Pairs, find_files, match_files
 from metamix.data.tables import SPLITS
 from metamix.utils.extras import need
+from metamix.utils.text import list_names
 
 from .labels import Box, Boxes
 from .objects import encode, to_text
@@ -42,16 +43,23 @@ def class_of(folders: tuple[str, ...], folders_of_images: Container[str]) -> str
 
 
 def read_objects(mask: Path, image: Path, label: str) -> Iterator[Box]:
-    """Yield the objects of a mask; raise ValueError if it is in colour, a JPEG, or not of the size of the image."""
+    """Yield the objects of a mask; raise ValueError if it is in colour, a JPEG, soft-edged or of another size."""
     coco_mask = need("pycocotools.mask", "detection")
     with as_corrupt_image(mask):
-        numbers = np.array(file := read_image_file(mask))
-    if numbers.ndim > 2 or file.format == "JPEG":
+        numbers = np.array(file := read_mask_file(mask))
+    if numbers.ndim > 2 or file.format in ("JPEG", "MPO"):
         raise ValueError(f"{mask} is in colour or a JPEG; a mask has the number of an object for each pixel")
     if (size := read_header(image).size) != numbers.shape:
         raise ValueError(f"{mask} has {numbers.shape} pixels (height, width), but {image} has {size}")
     borders = [255] if "SegmentationObject" in mask.parts else []  # VOC's masks number the borders of objects 255
-    for number in np.setdiff1d(numbers[numbers > 0], borders):
+    values = np.setdiff1d(numbers[numbers > 0], borders).tolist()
+    steps = np.diff(values, prepend=0)
+    if len(values) > 1 and values[-1] == 255 and (len(values) == 255 or max(steps) > 2 * min(steps)):
+        raise ValueError(
+            f"{mask} has the values {list_names(values)}, which look like soft edges or borders: save masks "
+            f"without antialiasing, with 0 around the objects and the objects numbered 1, 2, ..."
+        )
+    for number in values:
         runs = encode(numbers == number)
         x, y, width, height = coco_mask.toBbox(runs).tolist()
         more = {"segmentation": to_text(runs), "area": int(coco_mask.area(runs))}

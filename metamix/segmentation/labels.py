@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from metamix.data.files import as_corrupt_image, read_image_file
+from metamix.data.files import as_corrupt_image, read_mask_file
 from metamix.utils.files import read_text
 from metamix.utils.text import list_names, plural, to_number
 
@@ -140,10 +140,10 @@ def read_mask(path: Path, labels: Labels) -> Tensor:
 def open_mask(path: Path) -> Image.Image:
     """Decode a mask to one channel, a palette or RGB, without alpha; raise CorruptImage or BadMask if that fails."""
     with as_corrupt_image(path):
-        file = read_image_file(path)
+        file = read_mask_file(path)
         image = ImageOps.exif_transpose(file)  # the images are turned upright too
         image.load()
-    if file.format == "JPEG":
+    if file.format in ("JPEG", "MPO"):
         raise BadMask(f"{path} is a JPEG, and JPEG changes labels: save masks as PNGs, made from the original labels")
     if opaque_mode := {"LA": "L", "RGBA": "RGB"}.get(image.mode):
         image = image.convert(opaque_mode)

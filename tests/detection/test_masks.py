@@ -16,6 +16,7 @@ import metamix.cli.evaluate
 from metamix.data.run_lengths import decode_runs
 from metamix.detection.coco import find_splits, open_split
 from metamix.detection.detectors import build_detector, detect
+from metamix.detection.instances import read_objects
 from metamix.detection.metric import score
 from metamix.detection.objects import decode, paste
 from metamix.detection.pictures import draw_image
@@ -194,6 +195,15 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     assert f"{masks / '3_mask.png'} has (96, 64) pixels (height, width), but {images / '3.jpg'} has (64, 96)" in said()
     Image.new("RGB", (96, 64)).save(masks / "2_mask.png")
     assert "2_mask.png is in colour or a JPEG; a mask has the number of" in said()
+    page = Image.new("L", (96, 64), 1)
+    page.save(masks / "2_mask.png", "TIFF", save_all=True, append_images=[page])
+    assert "2_mask.png: it holds 2 images, but a mask is a single image" in said()
+    for values in [127, 255], [1, 2, 255], [7, 64, 128, 255], [*range(1, 256)]:  # only the first without soft edges
+        Image.fromarray(np.resize(np.array([0, *values], np.uint8), (64, 96))).save(masks / "2_mask.png")
+        if len(values) == 2:
+            assert len(list(read_objects(masks / "2_mask.png", images / "2.jpg", "object"))) == 2
+        else:
+            assert f"2_mask.png has the values {values[0]}, {values[1]}, {values[2]}" in said()
     for mask in masks.iterdir():
         mask.unlink()
     assert f"there is no image with a box; labels are expected in {source}. images without a mask were left" in said()

@@ -248,6 +248,12 @@ def write_tiff(source):
     (source / "masks/a.png").unlink()
 
 
+def write_pages(source):
+    page = Image.fromarray(quarters(0, 1, 200, 0))
+    page.save(source / "masks/a.tif", save_all=True, append_images=[page])
+    (source / "masks/a.png").unlink()
+
+
 def write_palettes(source):
     """Save the masks with two palettes, in which the value 1 has different colours."""
     for name, palette in (("a", [0, 0, 0, 255, 0, 0]), ("b", [0, 0, 0, 0, 255, 0])):
@@ -271,6 +277,7 @@ def write_palettes(source):
             lambda source: write(source, {"a": quarters(0, 1, 2, 0)}, "train/{}.png"),
             "images/a.png and .*train/a.png both fit .*masks/a.png by their names: rename one",
         ),
+        (write_pages, "masks/a.tif: it holds 2 images, but a mask is a single image"),
         (write_tiff, "a.tif has values from 70,000 to 70,000, but masks may have 0 to 65,535"),
         (write_palettes, "masks/a.png and .*masks/b.png show the value 1 in different colours: save masks in RGB"),
     ],
