@@ -357,5 +357,6 @@ class CorruptImages(dict[str, str]):
         if len(self) > self.limit * self.total:
             raise CorruptImage(
                 f"{len(self)} of {self.total} images cannot be read, more than corrupt_limit allows (a share of "
-                f"{self.limit:g}); the last was {reason}. To list them all: {self.command}"
+                f"{self.limit:g}); the last was {reason}. Remove them, or raise --corrupt-limit to continue a run. To "
+                f"list them all: {self.command}"
             )

@@ -234,7 +234,8 @@ def test_too_many_broken_images_end_the_run(folder, break_image, memory, workers
     options = DataOptions(data="folder", data_dir=str(root), memory=memory, workers=workers, corrupt_limit=0.1)
     source = open_data("folder", root=root).train
     words = r"2 of 12 images cannot be read, more than corrupt_limit allows \(a share of 0.1\); the last was .*cat/.*"
-    with pytest.raises(CorruptImage, match=words + f"metamix verify folder --data-dir '{root}'") as error:
+    words += f"raise --corrupt-limit .*: metamix verify folder --data-dir '{root}'"
+    with pytest.raises(CorruptImage, match=words) as error:
         list(train_loader(source, options, batch_size=12).epoch(0))
     assert follow_verify(error.value) == 1
     assert "2 of 18 images of" in capsys.readouterr().out
