@@ -23,7 +23,7 @@ from metamix.utils.files import make_output_folder, write_text
 from metamix.utils.options import option, positional, take_flags
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
-from metamix.utils.text import exit_with_message, printable
+from metamix.utils.text import did_you_mean, exit_with_message, printable
 from metamix.weights.find import find_weights
 
 from .find import is_exported, task_of, task_of_model, task_of_weights
@@ -130,6 +130,10 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
     if {"-h", "--help"} & set(words):
         raise SystemExit(0)
     advice = "give the weights to predict with, --checkpoint RUN_OR_FILE or --model EXPORTED_FOLDER"
+    for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+        hint = did_you_mean(flag, names := ("--checkpoint", "--model"))
+        if hint != "." and flag not in names:
+            advice = f"there is no option {flag}{hint}"
     print(f"\nerror: {advice}", file=sys.stderr)
     raise SystemExit(2)
 

@@ -161,6 +161,8 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 def test_predict_without_a_checkpoint_is_refused(capsys):
     assert exit_code(main, "predict", "photo.jpg") == 2
     assert "error: give the weights to predict with, --checkpoint RUN_OR_FILE" in capsys.readouterr().err
+    assert exit_code(main, "predict", "photo.jpg", "--checkpoit=run") == 2
+    assert "error: there is no option --checkpoit; did you mean '--checkpoint'?" in capsys.readouterr().err
 
 
 def test_predict_refuses_options_after_two_dashes():
