@@ -204,7 +204,8 @@ class CalibratedExport(Exportable):
         samples, name = self.task.data.training_images(), self.task.data.name
         if not len(samples):
             raise ValueError(
-                f"{name} has no training split, and int8 is not calibrated on the test split: give other data"
+                f"{name} has no training split, and int8 is not calibrated on the test split: give other data. "
+                f"If {name} was trained on with --test-share, restore the files of training"
             )
         return samples
 
