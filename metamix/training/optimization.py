@@ -51,6 +51,10 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
         )
     except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:  # raised by timm and torch
         raise ValueError(f"optimizer {name} cannot be made with opt_args {options.opt_args}: {error}") from None
+    scales = {group.get("lr_scale") for group in optimizer.param_groups}
+    if options.layer_decay not in (None, 1) and len(scales) == 1 and all(w.requires_grad for w in model.parameters()):
+        problem = f"layer_decay is {options.layer_decay}, but timm cannot order the layers of {type(model).__name__}"
+        raise ValueError(f"{problem}: leave it out, or give factors for parts of the model, --lr-factors")
     of_torch = type(optimizer).__module__.startswith("torch.optim.")  # timm's muon, for example, drops imaginary parts
     if complex_weights and (not of_torch or optimizer.defaults.get("fused")):
         raise ValueError(

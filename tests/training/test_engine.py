@@ -321,6 +321,8 @@ def test_layer_decay_scales_the_learning_rates():
     make_schedule(optimizer, EngineOptions(warmup_epochs=0.0, lr=1.0), 5).step_update(0)
     rates = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
     assert rates[id(model.head.weight)] == 1.0 and rates[id(model.patch_embed.proj.weight)] <= 0.5**5
+    with pytest.raises(ValueError, match="layer_decay is 0.5, but timm cannot order the layers of Sequential"):
+        make_optimizer(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), EngineOptions(layer_decay=0.5))
 
 
 def test_muon_orthogonalizes_dense_convolutions_of_one_input_channel():
