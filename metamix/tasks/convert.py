@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metamix.data.options import ImageOptions
 from metamix.data.pairs import Files, Pairs
 from metamix.utils.checks import check_choice
 from metamix.utils.files import check_output_folder, filled_at_once
-from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.options import option, parse_command, positional
 from metamix.utils.rules import ShareBetween
 from metamix.utils.text import exit_with_message, list_names, plural, printable
 
@@ -75,7 +76,7 @@ Reader = Callable[[Path], LabelledImages | None]
 
 
 @dataclass
-class ConvertOptions(Options):
+class ConvertOptions(ImageOptions):
     """Convert labels from another program to a data set to train on."""
 
     format: str = positional(

@@ -18,12 +18,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from metamix.data.options import ImageOptions
 from metamix.mixers.views import Point, View, view
 from metamix.models.metaformer import Block
 from metamix.utils.extras import need
 from metamix.utils.figures import figure_text, image_grid, save_figure
 from metamix.utils.files import make_output_folder
-from metamix.utils.options import Options, option, parse_command, positional
+from metamix.utils.options import option, parse_command, positional
 from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import exit_with_message, plural, printable
 
@@ -41,7 +42,7 @@ EXAMPLES = """examples:
 
 
 @dataclass
-class ExplainOptions(Options):
+class ExplainOptions(ImageOptions):
     """Show which parts of images a prediction is based on, and what the mixers of the model compute there."""
 
     images: tuple[Path, ...] = positional("image files, and folders, which are searched at any depth", metavar="IMAGE")
