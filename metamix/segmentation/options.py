@@ -100,8 +100,8 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         self.check_backbone(NOT_MODEL_ARGS)
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
-        if self.data != "folder" and (self.ignore_index != 255 or self.reduce_zero_label):
-            raise ValueError(f"{self.data} has known mask values: leave out --ignore-index and --reduce-zero-label")
+        if self.data != "folder" and (flags := changed_flags(self, "mask_name", "ignore_index", "reduce_zero_label")):
+            raise ValueError(f"{self.data} has known mask names and values: leave {flags[0]} out")
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
                 raise ValueError(f"head_args has {name}, which comes from {NOT_HEAD_ARGS[name]}; leave it out")

@@ -59,7 +59,7 @@ def open_set(options: SegmentationOptions) -> MaskedSet:
     """Open the data set that the options name; raise ValueError or FileNotFoundError if it is missing."""
     if not options.data_dir:
         raise ValueError("no data set is given: give --data-dir FOLDER")
-    if not Path(options.data_dir).is_dir() and not options.download:
+    if not Path(options.data_dir).is_dir() and not (options.download and options.data in ("voc", "oxford_pets")):
         raise FileNotFoundError(f"there is no folder {options.data_dir}")
     return OPENERS[options.data](options)
 

@@ -204,7 +204,7 @@ def test_mask_options_of_training_are_ignored_for_a_data_set_with_known_mask_val
     with pytest.raises(FileNotFoundError, match="not found or corrupted"):  # no error about mask options
         Segmentation.for_evaluation(options)
     options.reduce_zero_label = True
-    with pytest.raises(ValueError, match="voc has known mask values"):
+    with pytest.raises(ValueError, match="voc has known mask names and values: leave --reduce-zero-label out"):
         Segmentation.for_evaluation(options)
 
 
@@ -242,10 +242,12 @@ MISTAKES = [
     (["--train-on", "trian"], "split is 'trian'; did you mean 'train'"),
     (["--train-on", "train,test"], "test is among the splits to train on"),
     (["--data", "ade20k"], "there is no .*objectInfo150.txt: it comes with ADEChallengeData2016"),
-    (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask values: leave out --ignore-index"),
+    (["--data", "cityscapes", "--ignore-index", 7], "cityscapes has known mask names and values: leave --ignore-index"),
     (["--data", "cityscapes"], "there is no .*scenes/leftImg8bit/train: --data-dir must hold leftImg8bit and gtFine"),
     (["--head-args", "{auxiliary: maybe}"], "auxiliary is 'maybe', but it must be true or false"),
     (["--aux-weight", 0.2], "aux_weight is 0.2, but this semantic_fpn has no auxiliary head: .* '{auxiliary: true}'"),
+    (["--data", "voc", "--mask-name", "{name}_m"], "voc has known mask names and values: leave --mask-name out"),
+    (["--data-dir", "nowhere", "--download"], "there is no folder nowhere"),
     (["--data", "voc"], "not found or corrupted. You can use --download"),
     (["--model", "mixer_s32_224", "--model-args", "{}"], "takes 32 x 32 pixels at most.*--tile 32"),
     (["--mean", "0.5,0.5,0.5"], "mean is given, but std is not: give both or neither"),
