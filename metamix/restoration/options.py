@@ -17,6 +17,7 @@ from .loss import parse_loss
 _data = partial(option, group="data")
 _model = partial(option, group="model")
 _crops = partial(option, group="augmentation")
+_loss = partial(option, group="loss", on_resume="report")
 _score = partial(option, group="scoring", on_resume="report")
 
 PAIR_OPTIONS = ("input_folder", "target_folder", "input_name")
@@ -47,8 +48,8 @@ class RestorationDataOptions(ReadingOptions):
         "auto", "pixels at each side that are not compared; auto: the scale for super-resolution, else 0"
     )
     score_rounding: bool = _score(True, "clip and round restored images to 8 bits before they are compared")
-    tile: int = _score(0, "restore images to score in tiles of this side, in pixels; 0: whole images")
-    overlap: int = _score(32, "smallest overlap of neighbouring tiles, in pixels", needs="tile")
+    tile: int = _score(0, "score in tiles of this side, in pixels of the model's input; 0: whole images")
+    overlap: int = _score(32, "smallest overlap of neighbouring tiles, in the same pixels", needs="tile")
     ensemble: bool = _score(False, "average over eight orientations of the images to score; takes eight times as long")
     local_pooling: Natural = _score(
         0,
@@ -96,11 +97,8 @@ class RestorationOptions(BackboneOptions, RestorationDataOptions):
     flip: bool = _crops(True, "flip at random, horizontally and vertically")
     rotate: bool = _crops(True, "rotate by a random multiple of 90 degrees")
     mixup: NotNegative = _crops(0.0, "alpha of mixup of neighbouring crops and their targets, such as 1.2; 0: no mixup")
-    loss: str = option(
-        "charbonnier",
-        "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft",
-        group="loss",
-        on_resume="report",
+    loss: str = _loss(
+        "charbonnier", "charbonnier, l1, mse, psnr, ssim, fft, or a sum of them such as charbonnier+0.1*fft"
     )
 
     def __post_init__(self) -> None:

@@ -26,8 +26,8 @@ class RestoreImages(PredictToFolder):
     format: Literal["keep", "png", "jpg", "webp", "tif"] = option(
         "keep", "format of the restored files; keep: the format of the image if it can be written, else png"
     )
-    tile: int = option(512, "side of the tiles in pixels; 0: whole images at once")
-    overlap: int = option(32, "smallest overlap of tiles in pixels")
+    tile: int = option(512, "side of the tiles, in pixels of the model's input; 0: whole images at once")
+    overlap: int = option(32, "smallest overlap of tiles, in the same pixels", needs="tile")
     local_pooling: Natural = option(
         0, "side in pixels of the windows that MAXIM's channel attention averages over; 0: the whole image or tile"
     )

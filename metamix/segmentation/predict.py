@@ -28,7 +28,7 @@ class LabelPixels(PredictToFolder):
     output: Path = option(Path("predicted"), "folder to write to", metavar="FOLDER")
     flip: bool = option(False, "average the predictions for the image and for its mirror image")
     tile: int = option(1024, "side of the tiles in pixels; 0 predicts whole images at once")
-    overlap: int = option(128, "smallest overlap of tiles in pixels")
+    overlap: int = option(128, "smallest overlap of tiles in pixels", needs="tile")
 
     def __post_init__(self) -> None:
         masks, records = self.output / MASKS, self.output / self.records_name

@@ -164,6 +164,8 @@ def test_tiles_and_ensembles_in_the_command_and_in_python(clean, tmp_path, run):
     assert max(shape[0] for shape in restorer.model.seen) == 4
     with pytest.raises(SystemExit, match="tile is 8 and overlap is 8: give 0 <= overlap < tile"):
         run(photos, "--output", tmp_path / "out", "--tile", 8, "--overlap", 8)
+    with pytest.raises(SystemExit, match="--overlap has no effect without --tile"):
+        run(photos, "--output", tmp_path / "out", "--tile", 0, "--overlap", 8)
 
 
 def test_restored_json_names_the_written_files(clean, tmp_path, run):

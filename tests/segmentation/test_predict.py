@@ -71,6 +71,8 @@ def photos(tmp_path):
 
 def test_masks_and_overlays_have_the_size_of_the_images(photos, tmp_path, run):
     out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="--overlap has no effect without --tile"):
+        run(photos, "--output", out, "--tile", 0, "--overlap", 8)
     code, model = run(photos, "--output", out, "--tile", 32, "--overlap", 8)
     assert code == 0 and (out / "classes.txt").read_text() == "red\ngreen\nblue\n"
     for name, size in (("a", (9, 7)), ("b", (64, 48)), ("inside/c", (3, 40))):
