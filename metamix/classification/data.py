@@ -68,6 +68,10 @@ class ClassificationData:
         self.classes = self._classes_of(metadata) if metadata else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(initial)
+        if isinstance(options, DataOptions):
+            unused = ("crop_scale", "crop_pct") if self.held_in_memory else ("padding",)
+            why = "are in memory (--memory no streams them)" if self.held_in_memory else "are streamed, not in memory"
+            self.notes += [f"{flag} has no effect: images {why}" for flag in changed_flags(options, *unused)[::2]]
         self.identity: dict[str, Any] = {
             "samples": {split: len(source) for split, source in self.splits.sources().items()},
             "classes": list(self.classes),
@@ -117,8 +121,8 @@ class ClassificationData:
 
     def train_loader(self, batch_size: int, rank: int, world_size: int, seed: int) -> MemoryLoader | StreamLoader:
         """Make the training loader; raise ValueError if mixup cannot pair samples or sampling cannot balance labels."""
-        share, options = batch_size // world_size, self._resolved
-        assert isinstance(options, DataOptions) and self.splits.train is not None
+        share, options, train = batch_size // world_size, self._resolved, self.splits.train
+        assert isinstance(options, DataOptions) and train is not None
         if options.sampling == "balanced" and self.splits.multi_label:
             raise ValueError("sampling is balanced, but images have several labels: give --class-weights balanced")
         if share % 2 and (options.mixup or options.cutmix):
@@ -126,9 +130,7 @@ class ClassificationData:
                 f"mixup and cutmix pair neighbouring samples, but batch_size {batch_size} gives each of {world_size} "
                 f"processes an odd number of samples, {share}: give a multiple of {2 * world_size}"
             )
-        return train_loader(
-            self.splits.train, options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed
-        )
+        return train_loader(train, options, batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
 
     def eval_loaders(self, batch_size: int, rank: int, world_size: int) -> dict[str, MemoryLoader | StreamLoader]:
         return {

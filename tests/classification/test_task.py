@@ -22,6 +22,14 @@ def test_a_trained_model_is_built_with_its_options(weights):
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
+def test_options_that_the_images_do_not_use_are_named():
+    words = "--crop-scale has no effect: images are in memory (--memory no streams them)"
+    options = dict(padding=2, crop_scale=0.5)
+    assert small_task(**options).notes == [words]
+    assert small_task(**options, memory="no").notes == ["--padding has no effect: images are streamed, not in memory"]
+    assert small_task(memory="no").notes == small_task().notes == []
+
+
 def test_a_size_that_the_model_does_not_take_is_refused(tmp_path):
     name, arguments = "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}
     digits = small_task(model=name, model_args=arguments)
