@@ -70,8 +70,8 @@ def task_of_weights(path: Path, model: str | None = None) -> str:
 
 
 def task_of_model(name: str | None) -> str | None:
-    """Return the task of a model that only one task trains; None for others. The name may have a tag."""
-    base = (name or "").partition(".")[0]
+    """Return the task of a model that only one task trains; None for others. The first of several names counts."""
+    base = (name or "").partition(",")[0].partition(".")[0]
     specs = [spec for spec in map(find_task, TASKS) if spec.models]
     return next((spec.name for spec in specs if base in spec.part("models")()), None)
 

@@ -366,6 +366,7 @@ def test_a_missing_wandb_leaves_no_folder(folder, tmp_path, monkeypatch):
     "words, said",
     [
         (["--model", "maxim_nano"], "no images are given: give --data-dir FOLDER"),  # the model implies restoration
+        (["--model", "maxim_nano,maxim_s1"], "no images are given: give --data-dir FOLDER"),
         (["--model", "maxim_nano", "--task", "classification"], "maxim_nano is a model for restoration, not a clas"),
         (["--model", f"{MODEL},metaformer_poling_nano"], "There is no model 'metaformer_poling_nano'"),
         (["--model", "hf-hub:a/b"], "model is hf-hub:a/b. Models from a hub cannot be trained"),
