@@ -38,6 +38,8 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
         arguments = {"deterministic": True}  # otherwise a resumed run would differ
+    if name == "sgd" and not options.momentum:
+        arguments["nesterov"] = False  # timm turns it on, and torch refuses it without momentum
     arguments |= options.opt_args
     try:
         optimizer = create_optimizer_v2(

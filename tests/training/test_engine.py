@@ -761,6 +761,15 @@ def test_optimizers_that_do_not_support_complex_weights_are_refused(name, argume
         make_optimizer(model, options)
 
 
+def test_sgd_without_momentum_is_plain_gradient_descent():
+    weight = nn.Parameter(torch.ones(2, 2))
+    options = EngineOptions(optimizer="sgd", momentum=0.0, lr=0.1, weight_decay=0.0)
+    optimizer = make_optimizer(nn.ParameterList([weight]), options)
+    weight.grad = torch.full((2, 2), 3.0)
+    optimizer.step()
+    assert torch.allclose(weight, torch.full((2, 2), 1 - 0.1 * 3.0))
+
+
 @pytest.mark.parametrize("formats", [(torch.contiguous_format, torch.channels_last), (torch.channels_last,) * 2])
 def test_moments_follow_the_memory_format_of_their_weights(formats):
     """With another format, a fused kernel would update values with the moments of other values."""
