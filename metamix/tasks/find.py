@@ -53,7 +53,7 @@ def task_of(source: str, model: str | None = None) -> tuple[str, Path | None]:
         if "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".npz"):
             raise
         if not timm.is_model(source):
-            suggestion = did_you_mean(source, timm.list_models())
+            suggestion = did_you_mean(source, [*timm.list_models(), *os.listdir()])
             raise FileNotFoundError(f"there is no file, run folder or model {source}{suggestion}") from None
         return DEFAULT, None
     return task_of_weights(path, model), path

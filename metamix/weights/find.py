@@ -117,7 +117,7 @@ def find_weights(checkpoint: str | Path) -> Path:
         elif tags:
             advice = f"its tags are {', '.join(tags)}. Give --model {tags[0]} --pretrained instead"
         raise FileNotFoundError(f"{name} is a model, not a weight file: {advice}")
-    beside = sorted(map(str, path.parent.glob("*"))) if len(path.parts) > 1 else shipped
+    beside = [*sorted(map(str, path.parent.glob("*"))), *(shipped if len(path.parts) == 1 else ())]
     raise FileNotFoundError(f"there is no file {path}{did_you_mean(path, beside)}")
 
 

@@ -38,6 +38,14 @@ def test_wrong_sources_and_arguments_are_refused(source, arguments, error, messa
         metamix.load(source, **arguments)
 
 
+@pytest.mark.parametrize("name", ["pets.safetensor", "pet.safetensors"])
+def test_a_file_with_a_similar_name_is_suggested(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match=f"{name}; did you mean 'pets.safetensors'"):
+        metamix.load(name)
+
+
 @pytest.mark.parametrize("image", [np.zeros((2, 2, 3)), torch.zeros(3, 2, 2), b"", None])
 def test_arrays_and_tensors_are_refused_as_images(image):
     words = f"an image is of type {type(image).__name__}: give a path or a PIL image. PIL.Image.fromarray"
