@@ -296,5 +296,9 @@ def _open_splits(
     if kind == "wds":
         return open_webdataset(Path(root or "data", rest), test_on)
     names = ["digits", *IN_A_FOLDER, "folder", "hfds/NAME", "wds/NAME"]
-    advice = f" For the images in this folder, write {folder_flags(name)}." if os.path.isdir(name) else ""
-    raise ValueError(f"no data set is called {name!r}{did_you_mean(name, names)}{advice} Known: {', '.join(names)}")
+    what, advice = "data set or folder", ""
+    if os.path.isdir(name):
+        what, advice = "data set", f" For the images in this folder, write {folder_flags(name)}."
+    elif os.path.isfile(name):
+        advice = " It is a file: give the folder of the data set, or the --task that reads such files."
+    raise ValueError(f"no {what} is called {name!r}{did_you_mean(name, names)}{advice} Known: {', '.join(names)}")

@@ -63,7 +63,7 @@ def test_stratified_choice_takes_each_class_by_its_share():
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(name="cifer10"), "no data set is called 'cifer10'; did you mean 'cifar10'"),
+        (dict(name="cifer10"), "no data set or folder is called 'cifer10'; did you mean 'cifar10'"),
         (dict(name="digits", root="cls"), "data is digits, .* but data_dir is cls: .* --data folder --data-dir cls"),
         (dict(name="digits", holdout=0.0001), "holdout 0.0001 of 1437 images leaves 0 to tune on and 1437 to train on"),
         (dict(name="folder"), "needs --data-dir; expected train/ and val/"),
@@ -78,6 +78,9 @@ def test_a_path_given_as_a_name_is_refused_with_the_right_options(tmp_path):
     (tmp_path / "my images").mkdir()
     with pytest.raises(ValueError, match=f"in this folder, write --data folder --data-dir '{tmp_path}/my images'"):
         open_data(str(tmp_path / "my images"))
+    (tmp_path / "boxes.json").touch()
+    with pytest.raises(ValueError, match="is called .*boxes.json'. It is a file: give the folder of the data set, or"):
+        open_data(str(tmp_path / "boxes.json"))
 
 
 def test_class_folders_are_read_in_order(folder):
