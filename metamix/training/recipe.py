@@ -42,6 +42,7 @@ CHOSEN = frozenset({"batch_size", "micro_batch"})
 INSTEAD = (("epochs", "iterations"), ("checkpoint", "pretrained"), ("pretrained", "checkpoint"))
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1, description="a whole number of at least 0 and below 2^63")]
+Rate = Annotated[float, Field(ge=0, le=1e6)]  # larger values overflow in float32
 Epochs = Annotated[int, Field(ge=1, le=10**6)]
 Iterations = Annotated[int, Field(ge=0, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
@@ -78,25 +79,25 @@ class EngineOptions(Options):
         "samples per forward pass of a process, which accumulates gradients; 0: its whole share of the batch; "
         "unset: as many as fit in memory",
     )
-    lr: NotNegative = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
-    min_lr: NotNegative = _schedule(
+    lr: Rate = _schedule(1e-3, "peak learning rate; not scaled by the batch size")
+    min_lr: Rate = _schedule(
         1e-5, "learning rate at the end of the schedule", needs="schedule cosine or schedule linear or schedule poly"
     )
     schedule: Literal["cosine", "linear", "poly", "constant"] = _schedule("cosine", "learning rate after warm-up")
     power: NotNegative = _schedule(0.9, "exponent of the schedule poly; 1 is linear", needs="schedule poly")
     warmup_epochs: NotNegative = _schedule(1.0, "epochs of linear warm-up")
-    warmup_lr: NotNegative = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
+    warmup_lr: Rate = _schedule(1e-6, "learning rate of the first warm-up step", needs="warmup_epochs")
     early_stopping: Natural = _schedule(
         0, "stop after N epochs without a better held-out score; the best epoch's weights are the result; 0: never"
     )
 
     optimizer: str = _optimizer("adamw", "adamw, sgd, lion, muon, lamb or any other in timm", on_resume="refuse")
-    weight_decay: NotNegative = _optimizer(0.05, "weight decay; not used for vectors, such as biases, norms and scales")
+    weight_decay: Rate = _optimizer(0.05, "weight decay; not used for vectors, such as biases, norms and scales")
     momentum: NotNegative = _optimizer(0.9, "momentum, for optimizers that have one")
     layer_decay: PositiveShare | None = _optimizer(
         None, "factor on the learning rate for each layer below the head, such as 0.75", on_resume="refuse"
     )
-    lr_factors: dict[str, NotNegative] = _optimizer(
+    lr_factors: dict[str, Rate] = _optimizer(
         {},
         "factors on the learning rate of parts of the model, such as '{backbone: 0.1}'; names as for --freeze",
         on_resume="refuse",
