@@ -61,7 +61,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 def remove_temporary(folder: Path) -> None:
     """Remove files that `atomic_write` left in a folder when it was killed. No process may be writing into it."""
     for file in folder.glob(f"*.{'[0-9a-f]' * 16}{TEMPORARY}"):
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def shipped_folder(name: str) -> Path:
