@@ -19,10 +19,10 @@ def test_good_data_set_passes(coco, capsys):
     folder = coco(train=3, val=3, test=3)  # each of these images has an object
     code, out = verify(capsys, folder)
     assert code == 0 and "nothing is wrong" in out
-    sizes = r"instances_train.json: for min_size 800 and max_size 1333, boxes are \d+ to \d+ pixels large .*, anchors"
-    assert re.search(sizes + " 32 to 813 .retinanet with anchor_scale 4.$", out, re.M)
+    sizes = r"instances_train.json: for min_size 800 and max_size 1333, boxes are \d+ to \d+ pixels large .*; anchors"
+    assert re.search(sizes + " are 32 to 813 .retinanet with anchor_scale 4.$", out, re.M)
     _, out = verify(capsys, folder, "--min-size", 64, "--max-size", 120)
-    assert "train.json: for min_size 64 and max_size 120, boxes are 17" in out and "anchors 17 to" in out
+    assert "train.json: for min_size 64 and max_size 120, boxes are 17" in out and "anchors are 17 to" in out
 
 
 def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
@@ -34,7 +34,7 @@ def test_anchors_are_chosen_for_the_boxes_of_train(coco, capsys):
                 annotation["bbox"] = [*annotation["bbox"][:2], 1, 1]
 
     _, out = verify(capsys, coco(train=3, val=3, test=3, change=shrink))
-    anchors = r"anchors 32 to 813 .retinanet with anchor_scale 4"
+    anchors = r"anchors are 32 to 813 .retinanet with anchor_scale 4"
     _, train, test, val = out.splitlines()
     assert re.search(rf"instances_train.json: .*{anchors}\)$", train)
     assert re.search(rf"instances_test.json: .*boxes are 12 to .*{anchors}, as for instances_train.json\)$", test)

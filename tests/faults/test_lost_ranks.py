@@ -117,7 +117,7 @@ def test_a_run_that_lost_a_rank_ends_with_an_error_and_the_state_stopped(lost, t
 
 def test_an_error_ends_every_rank_with_its_message(tmp_path):
     """This holds even right after a collective operation, when a gloo group cannot be destroyed."""
-    words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e30, "--warmup-epochs", 0, "--log-every", 1]
+    words = ["--epochs", 400, "--batch-size", 256, "--lr", 1e6, "--warmup-epochs", 0, "--log-every", 1]
     for number, rank in enumerate(start_all(2, *words, "--output", tmp_path / "run", logs=tmp_path)):
         assert rank.wait() == 1
         problem = rf"\[rank {number}\] error: (the loss is (nan|inf) at step|a weight is not finite)"
