@@ -194,7 +194,7 @@ def test_the_error_says_how_to_install_a_missing_grad_cam(digit, monkeypatch):
         ([], "--checkpoint is missing: run folder, weight file, or NAME.TAG of"),
         pytest.param(
             ["--checkpoint", "exported"],
-            "exported is an exported model, which has no gradients: give its run",
+            "exported is an exported model, which has no gradients: give the original run",
             marks=pytest.mark.slow,
         ),
         (["--checkpoint", "maxim_nano.noise25"], "for restoration, and only models for classification and detect"),
