@@ -15,12 +15,13 @@ from tqdm import tqdm
 from metamix.data import CorruptImage
 from metamix.data.find import paths_inside
 from metamix.data.formats.base import is_image
+from metamix.deploy.artifact import REPORT
 from metamix.tasks.predict import PredictOptions
-from metamix.utils.files import atomic_write, make_output_folder
+from metamix.utils.files import LOCK, atomic_write, make_output_folder
 from metamix.utils.options import option
 from metamix.utils.rules import Count, Share
 from metamix.utils.text import aligned, csv_text, plural, printable
-from metamix.weights.files import ARTIFACT, RECIPE
+from metamix.weights.files import ARTIFACT, RECIPE, SUMMARY
 
 from .load import BATCH_SIZE, Classifier, describe_threshold
 
@@ -102,8 +103,9 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
         raise IsADirectoryError(f"--output {output} is a folder: give a file")
     if path.resolve() in {image.resolve() for image in images}:
         raise ValueError(f"{output} is an image and would be overwritten: give another --output")
-    if path.is_file() and any((path.parent / name).is_file() for name in (RECIPE, ARTIFACT)):
-        raise ValueError(f"{output} is in a run or an export and would be overwritten: give another --output")
+    inside = any((path.parent / name).is_file() for name in (RECIPE, ARTIFACT))
+    if inside and path.is_file() and (path.name in KEPT or path.suffix.lower() not in EXTENSIONS):
+        raise ValueError(f"{output} belongs to a run or an export and would be overwritten: give another --output")
     if is_image(path.name):
         raise ValueError(
             f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt file"
@@ -143,4 +145,5 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
+KEPT = ("log.txt", "metrics.csv", "state.txt", LOCK, SUMMARY, ARTIFACT, REPORT)  # files of runs and exports
 EXTENSIONS = {"": "table", ".txt": "table", ".csv": "csv", ".json": "json"}

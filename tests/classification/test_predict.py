@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from metamix.classification.load import Classifier
+from metamix.classification.predict import choose_format
 from metamix.data import open_data
 from metamix.data.find import list_images, paths_inside
 from tests.helpers.running import metamix_command
@@ -109,12 +110,15 @@ def test_an_image_or_a_file_of_a_run_is_never_overwritten(digits, tmp_path):
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
         (image, folder / "1.png", "1.png is named like an image, but labels are text: give a .csv"),
         (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
-        (image, run / "log.txt", "log.txt is in a run or an export and would be overwritten"),
+        (image, run / "log.txt", "log.txt belongs to a run or an export and would be overwritten"),
+        (image, run / "recipe.yaml", "recipe.yaml belongs to a run"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
             main([str(source), *WEIGHTS, "--format", "csv", "--output", str(output)])
     assert image.read_bytes() == (folder / "nameless").read_bytes() == before
     assert (run / "log.txt").read_text() == "epoch 1"
+    (run / "labels.csv").touch()
+    assert choose_format(str(run / "labels.csv"), None, [image]) == "csv"
     assert not (tmp_path / "new.PNG").exists() and (folder / "1.png").read_bytes().startswith(b"\x89PNG")
 
 
