@@ -38,7 +38,7 @@ def make_optimizer(model: nn.Module, options: EngineOptions) -> Optimizer:
     arguments: dict[str, Any] = {"fused": True} if fused else {}
     if name in ("kron", "kronw", "kronc"):
         arguments = {"deterministic": True}  # otherwise a resumed run would differ
-    if name == "sgd" and not options.momentum:
+    if "sgd" in name and not options.momentum:
         arguments["nesterov"] = False  # timm turns it on, and torch refuses it without momentum
     arguments |= options.opt_args
     try:

@@ -762,9 +762,10 @@ def test_optimizers_that_do_not_support_complex_weights_are_refused(name, argume
         make_optimizer(model, options)
 
 
-def test_sgd_without_momentum_is_plain_gradient_descent():
+@pytest.mark.parametrize("name", ["sgd", "sgdw"])
+def test_sgd_without_momentum_is_plain_gradient_descent(name):
     weight = nn.Parameter(torch.ones(2, 2))
-    options = EngineOptions(optimizer="sgd", momentum=0.0, lr=0.1, weight_decay=0.0)
+    options = EngineOptions(optimizer=name, momentum=0.0, lr=0.1, weight_decay=0.0)
     optimizer = make_optimizer(nn.ParameterList([weight]), options)
     weight.grad = torch.full((2, 2), 3.0)
     optimizer.step()
