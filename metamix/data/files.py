@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
@@ -128,7 +128,11 @@ def read_image_file(path: str | Path) -> Image.Image:
 def read_mask_file(path: str | Path) -> Image.Image:
     """Read a mask as `read_image_file` does; raise CorruptImage if the file holds several images."""
     image = read_image_file(path)
-    if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # MPO is refused as a JPEG
+    pages = getattr(image, "n_frames", 1)
+    if isinstance(image, TiffImageFile):  # do not count smaller copies and masks of transparency, which GDAL adds
+        pages = sum(not page.tag_v2.get(254, 0) & 5 for page in ImageSequence.Iterator(image))
+        image.seek(0)
+    if pages > 1 and image.format != "MPO":  # MPO is refused as a JPEG
         raise CorruptImage(f"it holds {pages} images, but a mask is a single image: save each as a PNG")
     return image
 

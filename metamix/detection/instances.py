@@ -52,13 +52,15 @@ def read_objects(mask: Path, image: Path, label: str) -> Iterator[Box]:
     if (size := read_header(image).size) != numbers.shape:
         raise ValueError(f"{mask} has {numbers.shape} pixels (height, width), but {image} has {size}")
     borders = [255] if "SegmentationObject" in mask.parts else []  # VOC's masks number the borders of objects 255
-    values = np.setdiff1d(numbers[numbers > 0], borders).tolist()
-    steps = np.diff(values, prepend=0)
-    if len(values) > 1 and values[-1] == 255 and (len(values) == 255 or max(steps) > 2 * min(steps)):
-        raise ValueError(
-            f"{mask} has the values {list_names(values)}, which look like soft edges or borders: save masks "
-            f"without antialiasing, with 0 around the objects and the objects numbered 1, 2, ..."
-        )
+    pixels = numbers[numbers > 0]
+    values = np.setdiff1d(pixels, borders).tolist()
+    if len(values) > 1 and values[-1] == 255 and pixels.dtype == np.uint8:
+        steps = np.diff(values, prepend=0)
+        if max(steps) > 2 * min(steps) or (len(values) > 99 and np.median(pixels) == 255):
+            raise ValueError(
+                f"{mask} has the values {list_names(values)}, which look like soft edges or borders: save masks "
+                f"without antialiasing, with 0 around the objects and the objects numbered 1, 2, ..."
+            )
     for number in values:
         runs = encode(numbers == number)
         x, y, width, height = coco_mask.toBbox(runs).tolist()

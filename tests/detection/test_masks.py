@@ -198,12 +198,15 @@ def test_png_masks_of_instance_numbers_become_a_data_set(tmp_path, capsys):
     page = Image.new("L", (96, 64), 1)
     page.save(masks / "2_mask.png", "TIFF", save_all=True, append_images=[page])
     assert "2_mask.png: it holds 2 images, but a mask is a single image" in said()
-    for values in [127, 255], [1, 2, 255], [7, 64, 128, 255], [*range(1, 256)]:  # only the first without soft edges
+    (overview := Image.new("L", (48, 32))).encoderinfo = {"tiffinfo": {254: 1}}
+    page.save(masks / "2_mask.png", "TIFF", save_all=True, append_images=[overview])
+    assert len(list(read_objects(masks / "2_mask.png", images / "2.jpg", "object"))) == 1
+    for kind, *values in ("u1", 127, 255), ("u1", *range(1, 256)), ("u2", 3, 8, 255):
+        Image.fromarray(np.resize(np.array([0, *values], kind), (64, 96))).save(masks / "2_mask.png")
+        assert len(list(read_objects(masks / "2_mask.png", images / "2.jpg", "object"))) == len(values)
+    for values in [1, 2, 255], [7, 64, 128, 255], [*range(1, 256), *[255] * 300]:
         Image.fromarray(np.resize(np.array([0, *values], np.uint8), (64, 96))).save(masks / "2_mask.png")
-        if len(values) == 2:
-            assert len(list(read_objects(masks / "2_mask.png", images / "2.jpg", "object"))) == 2
-        else:
-            assert f"2_mask.png has the values {values[0]}, {values[1]}, {values[2]}" in said()
+        assert f"2_mask.png has the values {values[0]}, {values[1]}, {values[2]}" in said()
     for mask in masks.iterdir():
         mask.unlink()
     assert f"there is no image with a box; labels are expected in {source}. images without a mask were left" in said()
