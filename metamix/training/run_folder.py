@@ -171,7 +171,7 @@ class Run:
         except OSError as error:  # on Windows, nobody can replace a file that Excel has open
             if not isinstance(error.__cause__, PermissionError):
                 raise
-            self.say(f"warning: {error}; if a program has it open, close it: the next epoch writes all rows")
+            self.say(f"warning: {error}; if a program has it open, close it: the next epoch, if any, writes all rows")
         # Drawing takes a fifth of a second; in runs of short epochs it must not take more than a twentieth of the time.
         if last or time.monotonic() - self._drawn_at >= 20 * self._drawing_seconds:
             self._drawn_at = time.monotonic()
