@@ -68,10 +68,6 @@ class ClassificationData:
         self.classes = self._classes_of(metadata) if metadata else self.splits.classes
         self.in_chans = self.splits.in_chans
         self.prepare_as(initial)
-        if isinstance(options, DataOptions):
-            unused = ("crop_scale", "crop_pct") if self.held_in_memory else ("padding",)
-            why = "are in memory (--memory no streams them)" if self.held_in_memory else "are streamed, not in memory"
-            self.notes += [f"{flag} has no effect: images {why}" for flag in changed_flags(options, *unused)[::2]]
         self.identity: dict[str, Any] = {
             "samples": {split: len(source) for split, source in self.splits.sources().items()},
             "classes": list(self.classes),
@@ -80,6 +76,9 @@ class ClassificationData:
             self.identity |= {"mean": list(self.mean), "std": list(self.std)}  # from the data set, not from weights
         if isinstance(options, DataOptions):
             self.identity |= {"digest": self.splits.digest, "content": self.splits.content}
+            unused = ("crop_scale", "crop_pct") if self.held_in_memory else ("padding",)
+            why = "are in memory (--memory no streams them)" if self.held_in_memory else "are streamed, not in memory"
+            self.notes += [f"{flag} has no effect: images {why}" for flag in changed_flags(options, *unused)[::2]]
 
     def prepare_as(self, weights: ModelMetadata | None) -> None:
         """Choose the size and the statistics of the images.

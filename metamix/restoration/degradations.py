@@ -176,11 +176,7 @@ class Chain:
 
 
 def parse_degradations(text: str) -> Chain:
-    """Read a chain such as "blur:0.5-3,noise:25"; "pairs" is the chain without steps.
-
-    Raises:
-        ValueError: a name is unknown, or a value is missing, not a number, or out of range.
-    """
+    """Read a chain such as "blur:0.5-3,noise:25"; "pairs" has no steps. Raise ValueError for a wrong name or value."""
     return Chain() if text.strip() == PAIRS else Chain(tuple(_parse_step(step.strip()) for step in text.split(",")))
 
 

@@ -212,11 +212,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read the colours of the classes, "red green blue" on each line; return None if there is no file.
-
-    Raises:
-        ValueError: a line is not a colour.
-    """
+    """Read class colours, lines of "red green blue"; return None without a file. Raise ValueError for other lines."""
     if not path.exists():
         return None
     colours = []

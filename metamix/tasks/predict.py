@@ -139,11 +139,7 @@ def choose_task(task: str | None, words: Sequence[str]) -> TaskSpec:
 
 
 def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
-    """Load the weights or the exported model that the options name.
-
-    Raises:
-        ValueError: there are no weights, or one of the given `flags` has no effect on them.
-    """
+    """Load weights or an exported model; raise ValueError if there are none, or if one of `flags` has no effect."""
     if is_exported(options.model):
         if fixed := sorted(flags & FIXED_BY_EXPORT):
             raise ValueError(
