@@ -71,7 +71,7 @@ class Engine:
         self.notes: list[str] = []  # sentences about options whose values the engine chose
         if options.freeze:
             frozen = sum(weight.numel() for weight in self.model.parameters() if not weight.requires_grad)
-            self.notes.append(f"note: {frozen:,} parameters are frozen (--freeze); new layers among them stay random")
+            self.notes.append(f"note: {frozen:,} parameters are frozen (--freeze); new ones, if any, stay random")
         recorded = self._unresumed[1]["recipe"] if self._unresumed else {}
         for name in recipe.unset & recorded.keys():  # a resumed run keeps its values
             setattr(options, name, recorded[name])

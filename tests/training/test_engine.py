@@ -526,7 +526,7 @@ def test_frozen_parts_do_not_change(monkeypatch):
     before = one.model[0].weight.clone()
     one.train_step(make_batch(0, 12))
     assert torch.equal(one.model[0].weight, before) and one.model[0].weight.grad is None
-    assert any("parameters are frozen (--freeze); new layers among them stay random" in note for note in one.notes)
+    assert any("parameters are frozen (--freeze); new ones, if any, stay random" in note for note in one.notes)
     norm = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Dropout())
     freeze(norm, ("0",))
     train_mode(norm)
