@@ -27,6 +27,7 @@ ResizedSide = Annotated[int, Field(ge=0, le=MAX_IMG_SIZE)]
 Mean = Annotated[tuple[Share, ...], Field(min_length=3, max_length=3)]
 Std = Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1)], ...], Field(min_length=3, max_length=3)]
 
+MASK_OPTIONS = ("mask_name", "ignore_index", "reduce_zero_label")  # only for the layout "folder"
 # Arguments of the backbone that users may not set in model_args, and the options that set them.
 NOT_MODEL_ARGS = {"img_size": "--crop"} | SET_BY_TASK
 # Arguments of build_segmenter that users may not set in head_args, and the options that set them.
@@ -100,7 +101,7 @@ class SegmentationOptions(BackboneOptions, SegmentationDataOptions):
         self.check_backbone(NOT_MODEL_ARGS)
         if self.max_size and self.max_size < self.min_size:
             raise ValueError(f"max_size is {self.max_size}, less than min_size, which is {self.min_size}")
-        if self.data != "folder" and (flags := changed_flags(self, "mask_name", "ignore_index", "reduce_zero_label")):
+        if self.data != "folder" and (flags := changed_flags(self, *MASK_OPTIONS)):
             raise ValueError(f"{self.data} has known mask names and values: leave {flags[0]} out")
         for name in self.head_args:
             if name in NOT_HEAD_ARGS:
@@ -133,5 +134,5 @@ class SegmentationEvalOptions(SegmentationDataOptions):
 def verify_command(options: SegmentationOptions) -> str:
     """Return the command that lists what is wrong with a data set."""
     data = [options.data_dir] if options.data == "folder" else [options.data, "--data-dir", options.data_dir]
-    flags = changed_flags(options, "mask_name", "ignore_index", "reduce_zero_label", "max_pixels")
+    flags = changed_flags(options, *MASK_OPTIONS, "max_pixels")
     return shlex.join(["metamix", "verify", "--task", "segmentation", *data, *flags])

@@ -19,7 +19,7 @@ from metamix.utils.options import option
 from metamix.utils.text import aligned
 
 from .labels import IGNORED, BadMask, Labels, ignored_hint, read_mask
-from .options import MaskValue, SegmentationOptions
+from .options import MASK_OPTIONS, MaskValue, SegmentationOptions
 from .sources import OPENERS, MaskedImage, open_set, samples_of, sizes_differ
 
 
@@ -38,7 +38,7 @@ class VerifyMasks(VerifyOptions):
                 f"there is no folder {name}: give one with SPLIT/images and SPLIT/masks, or the name of another layout "
                 f"({', '.join(OPENERS)}) and --data-dir FOLDER"
             )
-        values: Any = {field: getattr(self, field) for field in ("mask_name", "ignore_index", "reduce_zero_label")}
+        values: Any = {field: getattr(self, field) for field in MASK_OPTIONS}
         values |= {"data": name, "data_dir": folder or ""}
         masked = open_set(SegmentationOptions(**values))
         self.labels = labels = masked.labels
