@@ -105,6 +105,9 @@ def test_masks_of_a_data_set_are_not_overwritten(photos, tmp_path, run):
     (root / "classes.txt").write_text("red\ngreen\nblue\n")
     with pytest.raises(SystemExit, match="masks was not written by metamix predict: there is no .*predictions"):
         run(root / "images", "--output", root)
+    for place in (root, tmp_path):
+        with pytest.raises(SystemExit, match=f"{place} is a data set, .* as images: give {root}/images$"):
+            run(place, "--output", tmp_path / "out")
     assert (root / "masks" / "a.png").read_bytes() == b"truth"
 
 
