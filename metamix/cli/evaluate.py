@@ -15,7 +15,7 @@ from metamix.training.forward import autocast_dtype, memory_format, score_batche
 from metamix.training.processes import ProcessGroup
 from metamix.training.recipe import RecipeReader
 from metamix.training.reports import result_of, scores_text
-from metamix.utils.files import make_output_folder, read_json, write_text
+from metamix.utils.files import check_output_folder, make_output_folder, read_json, write_text
 from metamix.utils.options import Options, option
 from metamix.utils.rules import Count
 from metamix.utils.system import exit_if_out_of_memory, versions
@@ -138,13 +138,9 @@ def score(task_name: str, settings: EvalOptions, options: Any, group: ProcessGro
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the earlier result in a folder, or None; raise ValueError if files of other programs could be lost."""
+    """Return the earlier result in a folder, or None; raise ValueError if the folder holds only other files."""
     with suppress(OSError, ValueError):  # no result, or a file of another program
         if "checkpoint" in (result := read_json(folder / RESULT, "")):
             return result
-    names = sorted(path.name for path in (folder.iterdir() if folder.is_dir() else ()))
-    if foreign := next((name for name in names if name == RESULT or name.startswith("test_")), None):
-        raise ValueError(
-            f"{folder} holds {foreign}, which metamix eval did not write and could overwrite: give another --output"
-        )
+    check_output_folder(folder, ())
     return None

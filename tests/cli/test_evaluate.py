@@ -90,13 +90,13 @@ def test_a_run_folder_is_refused_as_output(run):
 
 @pytest.mark.parametrize(
     "name, content",
-    [*(("result.json", text) for text in ('{"mine": 1}', "[1]", "{", '"checkpoint"')), ("test_a.png", "")],
+    [*(("result.json", text) for text in ('{"mine": 1}', "[1]", "{", '"checkpoint"')), ("image.png", "")],
 )
-def test_files_that_eval_did_not_write_are_not_replaced(name, content, run, tmp_path, monkeypatch):
+def test_a_folder_of_other_files_is_refused_as_output(name, content, run, tmp_path, monkeypatch):
     (tmp_path / name).write_text(content)
     (tmp_path / "notes.txt").touch()
     monkeypatch.setattr("metamix.data.loader.pixels", lambda *_: pytest.fail("images were decoded"))
-    with pytest.raises(SystemExit, match=f"{tmp_path} holds {name}, which metamix eval did not write .*: give another"):
+    with pytest.raises(SystemExit, match=rf"{tmp_path} holds other files \(.*{name}.*\): give a new folder"):
         evaluate("--checkpoint", run, "--output", tmp_path)
     assert (tmp_path / name).read_text() == content
 
@@ -293,8 +293,9 @@ def test_holdout_and_memory_of_training_are_kept(tmp_path, capsys, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_refused_before_scoring(run, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr("metamix.cli.evaluate.score_batches", lambda *_: pytest.fail("scored"))
-    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "here", "Not a directory")):
-        with pytest.raises(SystemExit, match=rf"the folder {folder} could not be made \({why}\); give another folder"):
+    not_made = r"could not be made \(Not a directory\); give another folder"
+    for folder, why in ((tmp_path / "file", "is a file: give a folder"), (tmp_path / "file" / "here", not_made)):
+        with pytest.raises(SystemExit, match=f"{folder} {why}"):
             evaluate("--model", MODEL, "--checkpoint", run, "--output", folder)
 
 

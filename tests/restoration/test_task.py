@@ -86,15 +86,15 @@ def test_training_scoring_and_restoring_agree(clean, tmp_path, capsys, request):
 
 
 def test_scored_images_that_may_have_been_trained_on_are_noted(clean, tmp_path, capsys):
-    photos, run = clean(), tmp_path / "run"
+    photos, run, out = clean(), tmp_path / "run", tmp_path / "out"
     words = ["--degradation", "noise:25", "--output", run]
     train(*MAXIM, "--data-dir", photos, "--test-dir", clean("others", count=2), *words)
-    evaluate("--checkpoint", run, "--data-dir", photos, "--output", tmp_path / "out")
+    evaluate("--checkpoint", run, "--data-dir", photos, "--output", out)
     said = capsys.readouterr().out
     assert "; the model may have been trained on scored images" in said and "not trained on" not in said
-    evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", tmp_path)
+    evaluate("--checkpoint", run, "--data-dir", photos, "--test-dir", photos.parent / "others", "--output", out)
     assert "on others, test (2 images" in capsys.readouterr().out  # the folder that is not scored is not named
-    evaluate("--checkpoint", run, "--test-dir", photos, "--output", tmp_path)
+    evaluate("--checkpoint", run, "--test-dir", photos, "--output", out)
     assert "the model was trained on the images that are scored: give other images" in capsys.readouterr().out
     options = RestorationOptions(data_dir=str(photos), degradation="noise:25")
     data = RestorationData(options, metadata=ModelMetadata())
