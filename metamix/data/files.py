@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from metamix.utils.text import package_logger
+from metamix.utils.text import package_logger, warn_once
 from metamix.weights.checksums import digest
 
 log = package_logger(__name__)
@@ -300,7 +300,7 @@ def list_files(root: Path) -> list[str]:
         place = root / folder
         identity = _identity(place)
         if identity in seen:
-            log.warning(f"{place}: left out, since it is the same folder as {seen[identity]}")
+            warn_once(log, f"{place}: left out, since it is the same folder as {seen[identity]}")
             continue
         seen[identity] = place
         with os.scandir(place) as entries:

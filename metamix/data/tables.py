@@ -15,7 +15,7 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.files import encoding, read_bytes, read_text
-from metamix.utils.text import list_names, package_logger, to_number
+from metamix.utils.text import list_names, package_logger, to_number, warn_once
 from metamix.weights.metadata import MAX_CLASSES
 
 from .formats.base import choose_test_split, is_image, list_image_paths, natural_order
@@ -210,7 +210,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
     folders = set(map(os.path.dirname, listed))  # other folders may hold thumbnails or masks
     below = (path for path in list_image_paths(root) if os.path.dirname(path) in folders)
     if unlisted := [path for path in below if path not in listed]:
-        log.warning(f"images that {file} does not list are left out: {list_names(unlisted)}")
+        warn_once(log, f"images that {file} does not list are left out: {list_names(unlisted)}")
     by_split: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(table.images, key=lambda path: natural_order(str(path))):
         row, *others = table.images[path]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import cache
 
 LONGEST_NAME = 200  # characters; longer words are not compared with others, since this would be slow
 LONGEST_MESSAGE = 2000  # characters
@@ -71,6 +72,12 @@ def package_logger(name: str) -> logging.Logger:
     if _as_message not in logger.filters:
         logger.addFilter(_as_message)
     return logger
+
+
+@cache
+def warn_once(logger: logging.Logger, text: str) -> None:
+    """Log a warning once in a process, since a command may open the same files twice."""
+    logger.warning(text)
 
 
 def _as_message(record: logging.LogRecord) -> bool:

@@ -13,7 +13,6 @@ from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch.serialization import safe_globals
 
 from metamix.utils.files import MAX_NESTING, atomic_write, check_nesting, reason
 from metamix.utils.system import is_out_of_memory
-from metamix.utils.text import list_names, package_logger, plural
+from metamix.utils.text import list_names, package_logger, plural, warn_once
 
 from .checksums import VALUES, checksums, damaged
 from .pickles import MAX_EXPANSION, check_pickles
@@ -216,7 +215,7 @@ def newest_weights(folder: Path) -> tuple[Path, dict[str, Any] | None]:
     if weights.exists() and (final := load_metadata(weights).get("steps", 0)) >= step:
         return weights, None
     older = f", which is newer than {WEIGHTS} of step {final}" if weights.exists() else ""
-    _warn_once(f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
+    warn_once(_logger, f"the run in {folder} is not finished: weights are read from {CHECKPOINT}, step {step}{older}")
     return checkpoint, state
 
 
@@ -236,7 +235,7 @@ def _load_safetensors(path: Path, header_only: bool = False) -> tuple[dict[str, 
     if expected is not None or OURS & texts.keys():
         _check_damage(path, tensors | {"metadata": texts}, expected)
     elif not header_only:
-        _warn_once(f"{path} has no checksums, so damage to it would go unnoticed")
+        warn_once(_logger, f"{path} has no checksums, so damage to it would go unnoticed")
     return tensors, {key: _value(text, path) for key, text in texts.items()}
 
 
@@ -250,11 +249,6 @@ def _check_damage(path: str | Path, content: Mapping[str, Any], expected: Any) -
         what = f"the checksum of its tensor {tensors[0]}" if tensors else "the checksum of its metadata"
         more = f", and of {plural(len(tensors) - 1, 'other tensor')}," if len(tensors) > 1 else ""
         raise ValueError(f"{path} is damaged: {what}{more} is wrong. Use another copy of the file")
-
-
-@cache
-def _warn_once(text: str) -> None:
-    _logger.warning(text)
 
 
 def _load_torch(path: str | Path) -> Any:

@@ -158,7 +158,7 @@ def test_images_of_other_types_are_named(digits, caplog):
     folder, _ = digits
     Image.new("L", (8, 8)).save(folder / "a.gif")
     assert len(paths_inside([folder])) == len(list_images(folder)) == 5
-    assert caplog.text.count(": images of other types are left out") == 2
+    assert caplog.text.count(": images of other types are left out") == 1  # a command may list a folder twice
     assert f"{folder}: images of other types are left out: 1 .gif. Save them as .png or .jpg" in caplog.text
 
 

@@ -269,7 +269,7 @@ def test_nothing_is_left_out_silently(folder, caplog):
 
     (root / "test").mkdir()
     open_data("folder", root=root)
-    assert "val is scored; not used: test. Choose another split with --test-on" in caplog.text
+    assert "val is scored; not used: test. Choose a split with --test-on" in caplog.text
 
 
 def test_classes_of_the_test_split_are_numbered_as_in_train(folder):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from metamix.utils.checks import check_choice
-from metamix.utils.text import package_logger
+from metamix.utils.text import package_logger, warn_once
 
 from ..files import list_files
 
@@ -65,7 +65,7 @@ def choose_test_split(available: Iterable[str], test_on: str, source: object) ->
         )
     chosen, *others = candidates
     if others:
-        log.warning(f"{source}: {chosen} is scored; not used: {', '.join(others)}. Choose another split with --test-on")
+        warn_once(log, f"{source}: {chosen} is scored; not used: {', '.join(others)}. Choose a split with --test-on")
     return chosen
 
 
@@ -84,7 +84,7 @@ def list_image_paths(root: Path) -> list[str]:
     kinds = Counter(os.path.splitext(path)[1].lower() for path in files)
     if others := sorted(kinds.keys() & (Image.registered_extensions().keys() | PHOTOGRAPHS) - set(IMG_EXTENSIONS)):
         counts = ", ".join(f"{kinds[kind]} {kind}" for kind in others)
-        log.warning(f"{root}: images of other types are left out: {counts}. Save them as .png or .jpg")
+        warn_once(log, f"{root}: images of other types are left out: {counts}. Save them as .png or .jpg")
     return sorted(filter(is_image, files), key=natural_order)
 
 
