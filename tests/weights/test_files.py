@@ -88,6 +88,15 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(net, tmp_path):
         load_checkpoint(tmp_path / "nothing.pt")
 
 
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.npz"])
+def test_a_file_that_only_stands_for_weights_is_named(name, tmp_path):
+    texts = {"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n": "git lfs pull"}
+    for text, advice in (texts | {"\n<!DOCTYPE html>": "is a web page"}).items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=advice):
+            load_weights(tmp_path / name)
+
+
 def test_a_file_without_read_permission_is_not_called_missing(net, tmp_path, monkeypatch):
     save_weights(path := tmp_path / "w.safetensors", net.state_dict(), {})
     monkeypatch.setattr("builtins.open", Mock(side_effect=PermissionError(13, "Permission denied", str(path))))
