@@ -5,13 +5,13 @@ it is printed or logged, so that a name cannot forge a line or control the termi
 """
 
 import csv
-import difflib
 import io
 import logging
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import SequenceMatcher, get_close_matches
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -30,8 +30,11 @@ def did_you_mean(word: object, words: Iterable[object]) -> str:
     if len(str(word)) > LONGEST_NAME:
         return "."
     by_name = {str(each).lstrip("-"): str(each) for each in words}
-    close = difflib.get_close_matches(str(word).lstrip("-"), by_name, n=1)
-    return f"; did you mean {by_name[close[0]]!r}?" if close else "."
+    close = get_close_matches(str(word).lstrip("-"), by_name)
+    matches = {name: SequenceMatcher(None, name, str(word).lstrip("-")) for name in close}
+    # Of equally similar names, such as s12 and s36 for s13, the one with the longest common part is suggested.
+    best = max(close, key=lambda name: (matches[name].ratio(), matches[name].find_longest_match().size), default=None)
+    return "." if best is None else f"; did you mean {by_name[best]!r}?"
 
 
 def matching(pattern: str | Iterable[str], names: list[str], advice: str) -> list[str]:

@@ -42,6 +42,11 @@ def test_leading_dashes_do_not_make_flags_similar():
     assert did_you_mean("--worker", ["--mean", "--workers"]) == "; did you mean '--workers'?"
 
 
+def test_of_equally_similar_names_the_one_with_the_longest_common_part_is_suggested():
+    sizes = ["pooling_s12", "pooling_s24", "pooling_s36", "pooling_m36"]
+    assert did_you_mean("pooling_s13", sizes) == did_you_mean("pooling_s14", sizes) == "; did you mean 'pooling_s12'?"
+
+
 def test_a_closed_pipe_is_not_reported():
     with pytest.raises(BrokenPipeError), exit_with_message(OSError):
         raise BrokenPipeError
