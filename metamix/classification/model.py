@@ -64,6 +64,8 @@ class ClassificationModel(TaskModel):
             self.notes.append(data.as_weights)
         if options.linear_probe:
             model.requires_grad_(False)
+            if options.drop_path:
+                self.notes.append("--drop-path has no effect: the blocks are frozen (--linear-probe)")
             heads = cast(Any, model).get_classifier()  # timm's distilled models have two heads
             for head in heads if isinstance(heads, tuple) else (heads,):
                 head.requires_grad_(True)

@@ -102,9 +102,10 @@ def test_dropout_and_drop_path_have_their_own_rates():
 
 
 def test_a_linear_probe_trains_only_the_head(weights):
-    task = small_task(checkpoint=weights()[0], linear_probe=True)
+    task = small_task(checkpoint=weights()[0], linear_probe=True, drop_path=0.1)
     model = task.model.build()
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {"head.weight", "head.bias"}
+    assert "--drop-path has no effect: the blocks are frozen (--linear-probe)" in task.notes
 
 
 @pytest.mark.parametrize(
