@@ -55,11 +55,12 @@ class RestorationData:
         self.paired = not self.chain.steps
         digests, train = metadata.extra.get("digest") if metadata else None, metadata is None
         parts = self._find(train, digests.get("test", "") if isinstance(digests, dict) else "")
+        if train and options.test_share != type(options).test_share and (scored := find_roots(options).get("test")):
+            raise ValueError(f"test_share is {options.test_share:g}, but {scored} is scored: leave --test-share out")
         if isinstance(digests, dict) and digests.get("train") == digest_of(parts["test"]):
             self.notes.append("the model was trained on the images that are scored: give other images")
         everything = [sample for samples in parts.values() for sample in samples]
-        scored = options.test_dir if not train else ""
-        self.name = Path(scored or options.data_dir or options.test_dir).resolve().name
+        self.name = Path((not train and options.test_dir) or options.data_dir or options.test_dir).resolve().name
         self.channels = self._choose_channels(everything, metadata.in_chans if metadata else None)
         self.in_chans = 3 if self.channels == "rgb" else 1
         scale = None

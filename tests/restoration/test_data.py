@@ -62,6 +62,8 @@ def test_val_is_held_out_where_there_is_a_test_folder(clean, capsys):
     elsewhere = data(data_dir=root, test_dir=clean("others", count=4), degradation="noise:25")
     assert elsewhere.identity["samples"] == {"train": 3, "test": 4, "holdout": 1}
     assert elsewhere.notes == [f"{root}/test is neither trained on nor scored, since --test-dir is given"]
+    with pytest.raises(ValueError, match="test_share is 0.5, but .*others is scored: leave --test-share out"):
+        data(data_dir=root, test_dir=root.parent / "others", degradation="noise:25", test_share=0.5)
     on_val = data(data_dir=root, test_dir=root / "val", degradation="noise:25")
     assert on_val.identity["samples"] == {"train": 3, "test": 1} and on_val.notes == elsewhere.notes
     assert verify_clean(root) == 0 and "all 6 images can be read" in capsys.readouterr().out
