@@ -19,7 +19,7 @@ from metamix.utils.text import exit_with_message
 from metamix.weights.metadata import Side
 
 from .exportable import ExportOptions
-from .find import is_exported, task_of
+from .find import check_trust, is_exported, task_of
 from .registry import DEFAULT, find_task
 
 EXAMPLES = """examples:
@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> None:
                 raise ValueError(f"--json {file} is a folder: give a file")
             file.parent.mkdir(parents=True, exist_ok=True)
         names = dict.fromkeys([*options.models, *filter(None, [options.reference])])
+        check_trust(trust, names)
         opened = {name: open_model(name, options.img_size, options.threads, trust) for name in names}
         settings["models"] = [opened[name] for name in options.models]
         settings["reference"] = opened.get(options.reference or "")

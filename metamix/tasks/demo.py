@@ -35,7 +35,7 @@ from metamix.weights.find import find_weights, local_weights
 
 from .benchmark import open_model
 from .explain import draw_explanation, find_explainer
-from .find import is_exported, task_of
+from .find import check_trust, is_exported, task_of
 from .load import load
 from .predict import PredictToFolder
 from .registry import find_task
@@ -103,6 +103,7 @@ class Models:
 
     def __init__(self, options: DemoOptions):
         self.device, self.trust = prepare_device(options.device), options.trust
+        check_trust(self.trust, options.runs)
         shipped = [f"{name}.{tag}" for name, tags in local_weights().items() for tag in tags]
         self.specs = {name: find_task(task_of(str(find_weights(name)))[0]) for name in options.runs or shipped}
         self.load = lru_cache(maxsize=8)(self.open)

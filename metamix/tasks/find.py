@@ -1,7 +1,7 @@
 """Find the task of options, weights, a model, a folder or a data set."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -105,3 +105,9 @@ def task_of_folder(folder: str | os.PathLike[str] | None, *, alone: bool = False
 def is_exported(place: str | Path | None) -> bool:
     """Return whether a path is a folder that `metamix export` wrote."""
     return place is not None and (Path(place) / ARTIFACT).is_file()
+
+
+def check_trust(trust: bool, sources: Iterable[str | Path]) -> None:
+    """Raise ValueError if --trust is given, but none of the models is exported."""
+    if trust and not any(map(is_exported, sources)):
+        raise ValueError("--trust is for exported models, and weight files run no code: leave it out")

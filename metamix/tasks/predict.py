@@ -26,7 +26,7 @@ from metamix.utils.system import exit_if_out_of_memory, prepare_device
 from metamix.utils.text import did_you_mean, exit_with_message, printable
 from metamix.weights.find import find_weights
 
-from .find import is_exported, task_of, task_of_model, task_of_weights
+from .find import check_trust, is_exported, task_of, task_of_model, task_of_weights
 from .load import load, refuse_name
 from .registry import DEFAULT, find_task, list_tasks, parse_task_command
 from .spec import TaskSpec, Trained
@@ -149,8 +149,7 @@ def open_trained(options: Any, flags: set[str], spec: TaskSpec) -> Trained:
         return load(options.model, threads=options.threads, trust=options.trust)
     if options.threads:
         raise ValueError("--threads is for exported models: set the environment variable OMP_NUM_THREADS instead")
-    if options.trust:
-        raise ValueError("--trust is for exported models, and weight files run no code: leave it out")
+    check_trust(options.trust, ())
     if options.checkpoint is None and not (options.pretrained and options.model):
         raise ValueError(
             f"--task {spec.name} needs weights: give --checkpoint RUN_OR_FILE"

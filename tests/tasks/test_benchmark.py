@@ -100,6 +100,13 @@ def test_an_exported_model_has_as_many_threads_as_the_other_models(monkeypatch):
     assert given == [torch.get_num_threads(), 3]
 
 
+def test_trust_is_refused_without_an_exported_model(tmp_path):
+    demo = import_module("metamix.tasks.demo")
+    for call in (lambda: measure(tmp_path, "resnet18", "--trust"), lambda: demo.main(["--trust"])):
+        with pytest.raises(SystemExit, match="--trust is for exported models, .*: leave it out"):
+            call()
+
+
 def test_the_command_fails_if_no_model_can_be_timed(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no model could be timed: the lines above say why"):
         measure(tmp_path, "vit_tiny_patch16_224", "--img-size", 8, "--engines", "eager", "--precisions", "fp32")
