@@ -28,9 +28,10 @@ def free_options(task: str) -> set[str]:
 
 
 def differences(recipe: dict, other: dict) -> dict:
-    """Return the options in which `other` differs from `recipe`, with the values of `other`. The seed is not compared.
+    """Return the options in which `other` differs from `recipe`, with the values of `other`.
 
-    A recipe without a task is for classification. If a recipe lacks an option, the option's default is compared.
+    The seed and options that do not change a result are not compared. A recipe without a task is for classification. If
+    a recipe lacks an option, the option's default is compared.
     """
     recipe, other = ({"task": "classification"} | each for each in (recipe, other))
     task = recipe["task"]

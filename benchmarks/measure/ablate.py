@@ -1,12 +1,12 @@
-"""Compare the design choices of the small models in short runs of equal multiply-adds: results/ablations.json.
+"""Compare the design choices of the small models in short runs that cost the same; write results/ablations.json.
 
     python -m benchmarks.measure.ablate --list
     python -m benchmarks.measure.ablate --data-dir DIR --runs nano:raft:0 nano-relu:raft:0
 
 A run is VARIANT:MIXER:SEED. It trains on 90 % of the training images and is scored on the other 10 %. The test split is
-not used. Every run spends the same number of multiply-adds on images (`--budget`), so a model of twice the cost sees
-half the images. Each finished run is added to the result file at once; runs that are in the file are skipped. The file
-also has runs of variants that led to `nano` or were given up; their rows name the commit that has their code.
+not used. Every run spends the same number of multiply-adds on images (`--budget`), so a model that costs twice as much
+sees half the images. Each finished run is added to the result file at once; runs that are in the file are skipped. The
+file also has runs of variants that led to `nano` or were given up; their rows name the commit that has their code.
 
 Runs with a teacher need weights that were trained on the same 90 %:
 
@@ -55,7 +55,7 @@ ENGINE: dict[str, Any] = dict(
 
 
 def make_recipe(variant: Variant, mixer: str, seed: int, data_dir: str, teacher: str | None = None) -> Recipe:
-    """Return the recipe of a run; raise ValueError if the variant needs `teacher`, a weight file, and it is None."""
+    """Return the recipe of a run; raise ValueError if the variant needs a teacher, but its weight file is not given."""
     data = DATA | dict(variant.data)
     if "teacher" in data:
         if not teacher:
@@ -105,7 +105,7 @@ def train(recipe: Recipe, budget: float) -> dict[str, Any]:
 
 
 def is_done(rows: Sequence[Mapping[str, Any]], variant: str, mixer: str, seed: int, budget: float = BUDGET) -> bool:
-    """Return whether a run is among the rows. Rows without a budget had the default budget."""
+    """Return whether a run is among the rows. A row without a budget stands for a run with the default budget."""
     run = variant, mixer, seed, budget
     return any((row["variant"], row["mixer"], row["seed"], row.get("budget", BUDGET)) == run for row in rows)
 

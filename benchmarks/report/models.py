@@ -91,7 +91,7 @@ def arxiv_link(arxiv: str) -> str:
 
 
 def arxiv_of(model: str) -> str:
-    """Return the arXiv number of the paper of a model that is not of the comparison family."""
+    """Return the arXiv number of the paper that defines a model. Models of the comparison family have no such paper."""
     return next(arxiv for pattern, arxiv, *_ in FAMILIES if re.match(pattern.replace("*", r"\w+"), model))
 
 

@@ -20,7 +20,7 @@ from .data import ClassificationData
 from .load import load_classifier
 from .options import ClassificationOptions, ModelOptions
 
-# If a channel's mean or std differs by more than this from the values of the initial weights, a note is printed.
+# A note is printed if a mean or std differs by more than this from what the initial weights were trained with.
 STATISTICS = 0.02
 
 
@@ -48,7 +48,7 @@ class ClassificationModel(TaskModel):
             **{name: rate for name, rate in rates.items() if rate},
         )
         check_image_size(model, options.model, data.in_chans, data.size, "Give another --img-size")
-        if pretrained:  # timm initialises a head for other classes, and adapts the layers that take other channels
+        if pretrained:  # timm makes a new head if the classes differ, and adapts the first layers to other channels
             cfg = timm_config(model)
             channels, layers = cfg["input_size"][0], ", ".join(layer_names(cfg, "first_conv"))
             new = [] if cfg["num_classes"] == len(data.classes) else layer_names(cfg, "classifier")

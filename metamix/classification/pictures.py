@@ -37,7 +37,7 @@ class ClassificationPictures(Pictures):
 
 
 def draw_classes(path: Path, by_class: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Draw bars of the first two scores of each class that has images, sorted by the first score, the lowest on top.
+    """Draw bars for the first two scores of each class that has images, with the lowest first score on top.
 
     If there are more than `BARS` such classes, only the classes with the lowest first scores are drawn.
     """

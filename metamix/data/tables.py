@@ -140,8 +140,8 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
     others = [name for name in header if name not in (file, label, split, *box, "")]  # pandas' index has no name
     if not file or (not label and not (of_labels and len(others) > 1)):
         raise ValueError(
-            f"{source}:1 has the columns {', '.join(header) or 'nothing'}: the first line must name the columns, such "
-            f"as file,class for classes of images, file,labels or file,cat,dog for labels, or "
+            f"{source}:1 has {'the columns ' + ', '.join(header) if header else 'no columns'}: the first line must "
+            f"name the columns, such as file,class for classes of images, file,labels or file,cat,dog for labels, or "
             f"file,class,xmin,ymin,xmax,ymax for boxes"
         )
     if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:

@@ -74,7 +74,7 @@ def edge_or_mask_problem(annotation: Entry, image: Entry) -> str | None:
 
 
 def describe_gaps(path: Path, entries: Entries, usable: Sequence[Entry]) -> Iterator[str]:
-    """Count crowds, images with no usable box except crowds, and annotations without a mask if others have one."""
+    """Count crowds, images with only crowds or no usable box, and annotations without a mask if others have one."""
     if crowds := [annotation["id"] for annotation in usable if annotation.get("iscrowd")]:
         count = plural(len(crowds), "crowd")
         yield f"{path}: training ignores {count}, such as annotation {crowds[0]}; set iscrowd to 0 for single objects"

@@ -35,7 +35,7 @@ METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH", tuple: "A,B", dict:
 
 @dataclass
 class Options:
-    """Base class of options. It raises ValueError if a value does not fit its type; a Path fits the type str, too.
+    """Check options: raise ValueError if a value does not fit its type. A Path also fits the type str.
 
     If a subclass defines `__post_init__`, it must call `super().__post_init__()`.
     """
@@ -131,7 +131,7 @@ def changed_flags(options: Any, *names: str) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with the flag `--import`. On an error it raises ValueError instead of printing the usage and exiting."""
+    """Parse flags, among them `--import`. On an error, raise ValueError instead of printing the usage and exiting."""
 
     def __init__(self, **settings: Any) -> None:
         layout: Any = partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
@@ -158,7 +158,7 @@ def no_option(
     task_options: Callable[[str], type] = lambda task: Options,
     advise: bool = False,
 ) -> str:
-    """Return the error message for an unknown option `word`, a flag or a key of a config.
+    """Return the error message for an unknown option; `word` is a flag or a key of a config.
 
     If `tasks` other than `task` have the option, the message names them and, with `advise`, says how to choose one.
     Otherwise it suggests a similar option of `known`. `task_options` returns the dataclass of a task's options.
@@ -189,7 +189,7 @@ def parse_command(
         cls: dataclass, whose fields are declared with `option` and `positional`.
         prog: the command, such as "metamix export".
         description: what the command does; by default the docstring of `cls`.
-        unknown: as for `parse_flags`.
+        unknown: returns the message about an unknown flag; see `no_option`.
 
     Returns:
         The options, and the names of the options that the command line sets.
@@ -222,7 +222,7 @@ def parse_flags(
     Import the modules of `--import`. Flags may have underscores. Raise ValueError for a wrong flag, word or value.
 
     Args:
-        unknown: returns the message about an unknown flag, as `no_option` does.
+        unknown: returns the message about an unknown flag; see `no_option`.
         other_flags: flags that the parser already has.
     """
     parser.add_argument("-h", "--help", action="help", help="show this help and exit")
@@ -263,7 +263,7 @@ def parse_flags(
 def import_modules(names: Sequence[str]) -> None:
     """Import modules that are in the working folder or installed; raise ValueError if a module cannot be imported."""
     if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # sys.path of an installed `metamix` command lacks it
+        sys.path.append(os.getcwd())  # Python does not add the working folder for an installed `metamix` command
     for name in names:
         try:
             if not name or name.startswith("."):  # import_module raises ValueError or TypeError for these
@@ -318,7 +318,7 @@ def convert(value: Any, hint: Any, where: str, *, text: bool = False) -> Any:
 
 
 def _as_tuple(value: Any, kinds: Set[type]) -> Any:
-    """Convert a list, a word `a,b` or a single item to a tuple; keep a value that another type in `kinds` takes."""
+    """Convert a list, a word `a,b` or a single item to a tuple. Return values that fit another of `kinds` unchanged."""
     if isinstance(value, str) and ("," in value or int not in kinds):
         value = value.strip()
         inside = value[1:-1] if (value[:1], value[-1:]) in (("[", "]"), ("(", ")")) else value  # but keep stages.[01]
@@ -356,7 +356,7 @@ def _parse_yaml(text: str, where: str, advice: str = "") -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that rejects duplicate keys, deep nesting, and anchors, whose copies may be huge."""
+    """Load YAML; reject duplicate keys, deep nesting, and anchors, since their copies may be huge."""
 
     depth = 0
 
@@ -385,7 +385,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML dumper whose output `_Loader` reads back unchanged."""
+    """Write YAML that `_Loader` reads back unchanged."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         style = '"' if len(data) > MAX_PLAIN else None  # the loader refuses text of this length without quotes

@@ -91,7 +91,7 @@ def test_a_column_may_be_named_like_one_side_of_a_box(source, tmp_path):
         (["file,label", "photos/cats/0.png,../cat"], "labels.csv:2 has the class '../cat'; it must .* contain /"),
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
         (["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"], "csv:1 has .* ymax: the first line must name"),
-        ([], "labels.csv:1 has the columns nothing: the first line must name"),
+        ([], "labels.csv:1 has no columns: the first line must name"),
     ],
 )
 def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
@@ -102,7 +102,7 @@ def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
 
 @pytest.fixture
 def albums(tmp_path):
-    """Return a function that makes folders from paths like "sea/1.png dune/1.png"; images of one name are equal."""
+    """Return a function that makes the image files "sea/1.png dune/1.png"; files with the same name are equal."""
 
     def make(names):
         shutil.rmtree(tmp_path / "albums", ignore_errors=True)

@@ -484,7 +484,7 @@ def check_shards(splits):
 def test_shards_are_found_by_their_names(shards):
     check_shards(open_data("wds/", root=shards))
     check_shards(open_data(f"wds/{shards.name}", root=shards.parent))
-    with pytest.raises(FileNotFoundError, match="nowhere has no shards of train"):
+    with pytest.raises(FileNotFoundError, match="nowhere needs shards for train and for val"):
         open_data("wds/nowhere", root=shards)
 
 

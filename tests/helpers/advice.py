@@ -15,5 +15,5 @@ def exit_code(main, *words):
 
 
 def follow_verify(message):
-    """Run the `metamix verify` that a message ends with, and return its exit code."""
+    """Run the command `metamix verify ...` at the end of a message, and return its exit code."""
     return exit_code(metamix.tasks.verify.main, *shlex.split(str(message).partition("metamix verify ")[2]))

@@ -76,5 +76,5 @@ class Torchvision(ImageSplit):
 
 
 def _first_attribute(dataset: Any, *names: str) -> Any:
-    """Return the first attribute in `names` that the data set has, or []. The name differs between data sets."""
+    """Return the first attribute in `names` that a data set has, or []. Torchvision's data sets use different names."""
     return next((getattr(dataset, name) for name in names if hasattr(dataset, name)), [])

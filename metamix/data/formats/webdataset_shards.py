@@ -34,8 +34,8 @@ def open_webdataset(root: Path, test_on: str) -> tuple[TarImages, TarImages]:
     tests = [split for split in shards if split != "train" and shards[split]]
     if not shards.get("train") or not tests:
         raise FileNotFoundError(
-            f"{root.absolute()} has no shards of train, or none of {', '.join(TEST_SPLITS)}: expected files such "
-            "as train-0000.tar and val-0000.tar, or an info.json that lists them"
+            f"{root.absolute()} needs shards for train and for {' or '.join(TEST_SPLITS)}: expected files such as "
+            "train-0000.tar and val-0000.tar, or an info.json that lists them"
         )
     chosen = choose_test_split(tests, test_on, root)
     (train, train_labels), (test, test_labels) = (
