@@ -56,10 +56,10 @@ def notes(cards: Sequence[dict]) -> str:
     said.append("Each model was trained with one seed.")
     if cost := card.get("cost"):
         said.append(
-            f"Speed is a median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, "
-            f"{cost['precision']}, batches of {cost['batch_size']} random images; a training step is forward, backward "
-            "and an SGD update. The speed relative to identity is in brackets. Memory is what training / inference "
-            "adds to a process that holds torch and the model."
+            f"Speed is the median over interleaved steps on {cost['cpu']} with {cost['threads']} threads, in "
+            f"{cost['precision']}, with batches of {cost['batch_size']} random images. A training step is a forward "
+            "pass, a backward pass and an SGD update. The speed relative to identity is in brackets. Memory is what "
+            "training / inference adds to a process that holds torch and the model."
         )
     return wrap(" ".join(said))
 

@@ -53,10 +53,10 @@ def detection_table(results: dict) -> str:
         scores += [[row["classes"][name]["AP50"] for row in runs] for name in classes]
         lines.append([f"`{model}`", *map(over_seeds, scores), f"{runs[0]['parameters'] / 1e6:.2f} M", len(runs)])
     note = (
-        f"Trained on {samples['train']} images and tested on {samples['test']}: {recipe['epochs']} epochs, "
-        f"images of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone with a tag starts from "
-        f"the weights of that name, the others from random weights. COCO scores are in percent. Rows are sorted by AP. "
-        f"With several seeds, cells have the mean and the standard deviation."
+        f"The detectors were trained on {samples['train']} images for {recipe['epochs']} epochs, and tested on "
+        f"{samples['test']} images, all of {recipe['min_size']}x{recipe['max_size']} pixels. A backbone with a tag "
+        f"starts from the weights of that name; the other backbones start from random weights. COCO scores are in "
+        f"percent. Rows are sorted by AP. If there are several seeds, a cell gives the mean and the standard deviation."
     )
     return f"{table(header, lines)}\n\n{wrap(note)}"
 
@@ -122,18 +122,18 @@ def minattn_table(results: dict) -> str:
         f"{title}, {what}" for title in MINATTN_DATA.values() for what in ("parameters", "ours, %", "reproduction, %")
     ]
     notes = [
-        "Test accuracy after the last epoch, with one seed. Full attention has query, key, value and "
-        "projection. Collapsed has one matrix for query and key. Minimal is like collapsed, but without value and "
-        "projection. Symmetric has one Cholesky factor for query and key. The reproduction is a third party's, with "
-        "post-norm, a class token, 100 epochs of Adam at 1e-3, batches of 64 and no augmentation. Our models have a "
-        "norm before attention and before the MLP, and average over tokens."
+        "The table gives the test accuracy after the last epoch, with one seed. Full attention has matrices for query, "
+        "key, value and projection. Collapsed has one matrix for query and key. Minimal is like collapsed, but without "
+        "value and projection. Symmetric has one Cholesky factor for query and key. A third party made the "
+        "reproduction, with post-norm and a class token, in 100 epochs of Adam at 1e-3, with batches of 64 and no "
+        "augmentation. Our models have a norm before attention and before the MLP, and average over tokens."
     ]
     for data, part in results.items():
         recipe = part["recipe"]
         copy = " (JPEG copy)" if recipe["data"] == "folder" else ""
         notes.append(
-            f"{MINATTN_DATA[data]}{copy}: {recipe['epochs']} epochs of {recipe['optimizer']} at {recipe['lr']:g}, "
-            f"batches of {recipe['batch_size']}, {augmentation(recipe)}."
+            f"On {MINATTN_DATA[data]}{copy}, they were trained for {recipe['epochs']} epochs with "
+            f"{recipe['optimizer']} at {recipe['lr']:g}, with batches of {recipe['batch_size']} and {augmentation(recipe)}."
         )
     return f"{table(['similarity', 'MLP', 'heads', *columns], rows)}\n\n{wrap(' '.join(notes))}"
 
@@ -141,7 +141,7 @@ def minattn_table(results: dict) -> str:
 def augmentation(recipe: dict) -> str:
     used = [key for key in ("flip", "padding", "cutmix", "mixup", "cutout", "erase") if recipe[key]]
     used += [recipe["auto_augment"]] * (recipe["auto_augment"] != "none")
-    return f"augmented by {', '.join(used)}" if used else "no augmentation"
+    return f"augmentation by {', '.join(used)}" if used else "no augmentation"
 
 
 def restoration_table() -> str:

@@ -147,7 +147,7 @@ class ClassificationData:
         return normalize(images, self.mean, self.std)
 
     def is_training_data(self, metadata: ModelMetadata) -> bool:
-        """Return whether weights were trained on these data; folders are compared by their files, if recorded."""
+        """Return whether weights were trained on these data. Folders are compared by their files, if recorded."""
         recorded = metadata.extra.get("digest")
         if self.options.data != "folder" or not isinstance(recorded, dict):
             return metadata.data == self.name
@@ -193,7 +193,7 @@ class ClassificationData:
     def _classes_of(self, metadata: ModelMetadata) -> tuple[str, ...]:
         """Check that the data fit the weights, and return the classes of the weights."""
         of_data, classes, name = self.splits.classes, metadata.classes, metadata.model or self.options.model
-        kinds = "one class for each image", "several labels for an image"
+        kinds = "one class per image", "several labels per image"
         for what, has, wanted in (
             (" channels", self.splits.in_chans, metadata.in_chans),
             ("", kinds[self.splits.multi_label], kinds[metadata.threshold is not None]),

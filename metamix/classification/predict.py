@@ -97,7 +97,7 @@ class LabelImages(PredictOptions):
 
 
 def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Literal["table", "csv", "json"]:
-    """Return `form`, or else the format that the extension of `output` names; reject what must stay."""
+    """Return `form`, or else the format that fits the extension of `output`; reject files that must not be replaced."""
     path = Path(output)
     if path.is_dir() or output.endswith("/"):
         raise IsADirectoryError(f"--output {output} is a folder: give a file")

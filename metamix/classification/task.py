@@ -125,7 +125,7 @@ def values_of_training(metadata: ModelMetadata, options: ClassificationEvalOptio
 
 
 def shares_of_training(metadata: ModelMetadata) -> dict[str, Any]:
-    """Return the holdout, the test share and the split to score of training, which hold only for the training data."""
+    """Return the holdout, test share and split to score that training used; they apply only to the training data."""
     share = metadata.extra.get("test_share")
     values = {"holdout": metadata.holdout, "test_share": share if isinstance(share, float) else None}
     values["test_on"] = metadata.extra.get("test_on")
@@ -133,7 +133,7 @@ def shares_of_training(metadata: ModelMetadata) -> dict[str, Any]:
 
 
 def check_shares(shares: Mapping[str, Any], options: ClassificationEvalOptions) -> None:
-    """Raise ValueError if the options ask for other shares of the training data, which the model was trained on."""
+    """Raise ValueError if the options set other shares than training did, so that training images would be scored."""
     for name in ("holdout", "test_share"):
         asked, value = getattr(options, name), shares.get(name)
         if value is not None and asked not in (None, 0, value):

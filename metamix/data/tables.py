@@ -205,7 +205,7 @@ def open_label_table(root: Path, test_on: str, train_required: bool) -> tuple[Fo
         return None
     table = read_table(file)
     if table.missing:
-        raise ValueError(f"neither {root} nor its subfolder images/ has the image of {list_names(table.missing)}")
+        raise ValueError(f"{list_names(table.missing)}: the image is neither in {root} nor in its subfolder images/")
     listed = {Path(os.path.relpath(path, root)).as_posix() for path in table.images}
     folders = set(map(os.path.dirname, listed))  # other folders may hold thumbnails or masks
     below = (path for path in list_image_paths(root) if os.path.dirname(path) in folders)

@@ -1,6 +1,6 @@
 """Read annotation files in COCO's format, and check the rules that their entries must follow.
 
-Training refuses a file at the first violation. `metamix verify` lists all violations.
+Training refuses a file with wrong entries, and leaves out objects that it cannot use. `metamix verify` lists both.
 """
 
 import json

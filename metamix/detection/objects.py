@@ -42,8 +42,8 @@ def decode(runs: RunLengths) -> np.ndarray:
 def paste(masks: Tensor, boxes: Tensor, size: Sequence[int], resized: Sequence[int]) -> list[RunLengths]:
     """Draw the masks (n, 1, h, w) of boxes (n, 4) into an image of size (H, W), one at a time; return run lengths.
 
-    Why not torchvision's function: it draws masks a pixel too large, and ignores that training crops masks half a pixel
-    of the `resized` image (H', W') further right and down.
+    Why not torchvision's function: it draws masks a pixel too large. It also ignores that training crops masks half a
+    pixel too far right and down, measured in pixels of the `resized` image (H', W').
     """
     runs = []
     for mask, (x1, y1, x2, y2) in zip(masks.float().cpu(), boxes.tolist()):

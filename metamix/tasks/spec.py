@@ -36,12 +36,12 @@ class TaskSpec:
         pipeline: name of the task on the Hugging Face Hub, such as "image-segmentation".
         convert: dict from the name of a format to its `metamix.tasks.convert.Reader`; "" if the task has no readers.
         less_memory: advice for the error message when scoring or prediction runs out of memory.
-        takes_names: whether `load` takes the name of a model: to choose published weights, or for a file that does not
-            name its model.
+        takes_names: whether `load` takes the name of a model, which chooses published weights, or says which model the
+            weights in a file belong to.
         models: function that returns the names of models that only this task trains; "" if there are none.
         suffixes: suffixes of weight files that only this task reads.
         folders: groups of names. A data set belongs to the task if its folder, or the folder of one of its
-            splits, has all the names of a group.
+            splits, contains all names of a group.
         data_sets: names of data sets that only this task reads.
     """
 

@@ -31,7 +31,7 @@ def write(tmp_path, monkeypatch):
 
 @pytest.fixture
 def detection(write):
-    """Return a function that adds a detection run to results, and returns its picture's height if it is the best."""
+    """Return a function that adds a detection run to results; it returns the height of the run's picture, or None."""
 
     def add(results, mixer, ap50, seed=0, data="bccd", **recipe):
         model = f"metaformer_{mixer}_nano"
@@ -60,7 +60,7 @@ def test_detectors_are_sorted_and_the_best_run_gives_the_picture(detection, tmp_
     assert lines[2] == "| `metaformer_nin_nano` | 40.0 | 80.0 | 26.7 | 12.3 | 1.23 M | 1 |"
     assert [line.split("_")[1] for line in lines[2:5]] == ["nin", "pooling", "raft"]
     note = " ".join(lines[6:])
-    assert "Trained on 3 images and tested on 1: 9 epochs, images of 48x64 pixels." in note
+    assert "trained on 3 images for 9 epochs, and tested on 1 images, all of 48x64 pixels." in note
     runs = [str(tmp_path / f"{mixer}-0") for mixer in ("raft", "nin", "pooling")]
     with pytest.raises(SystemExit, match="error: .*cut has no summary.json"):
         collect.main(["detection", *runs, str(tmp_path / "cut")])
@@ -209,7 +209,7 @@ def test_minimal_attention_is_shown_beside_the_reproduction(minattn):
     assert "| symmetric | no | 1 |  | not trained | 82.02 | 77,322 | 56.78 | 9.84 |" in text
     assert "| collapsed | yes | 1 |  | not trained | 98.39 |  | not trained |  |" in text
     flat = " ".join(text.split())
-    assert "CIFAR-10 (JPEG copy): 3 epochs of adamw at 0.001, batches of 128, no augmentation." in flat
+    assert "they were trained for 3 epochs with adamw at 0.001, with batches of 128 and no augmentation." in flat
 
 
 def test_minimal_attention_of_another_recipe_and_other_models_are_refused(minattn):

@@ -167,7 +167,7 @@ def test_label_folders_that_cannot_be_converted_are_refused(albums, tmp_path):
     refused("a|b/1.png c/1.png", r"albums has the label 'a\|b'; it must not contain \| or ; or begin with = ")
     refused("=a/1.png c/1.png", "has the label '=a'")
     refused("train/a/1.png val/a/2.png", "albums must have at least two different labels; found a")
-    refused("a/1.png 1.png", "1.png lies outside of them")
+    refused("a/1.png 1.png", "1.png is in none of them")
     with pytest.raises(SystemExit, match="1.png is a file: give the folder that holds a folder for each label"):
         metamix_command("convert", "folders", albums("a/1.png") / "a/1.png", tmp_path / "out")
     refused("val/a/1.png valid/a/1.png val/b/2.png", "val/a/1.png and .*valid/a/1.png would become one image of val:")

@@ -356,7 +356,7 @@ LINE = "1.png,red|green"
 @pytest.mark.parametrize(
     "lines, said",
     [
-        (["file,labels", LINE, "no.png,red"], "neither .*set nor its subfolder images/ has the image of .*csv:3$"),
+        (["file,labels", LINE, "no.png,red"], "csv:3: the image is neither in .*set nor in its subfolder images/$"),
         (["file,labels", LINE, LINE], "csv:3 names the image of .*csv:2 again: put all its labels on one line"),
         (["file,labels", "1.png,", "2.png,"], "must have at least two different labels; found none"),
         (["file,labels", "1.png,red", "2.png,"], "must have at least two different labels; found red"),
@@ -410,7 +410,7 @@ def test_single_label_and_multi_label_models_do_not_mix(run, shapes, tmp_path, c
     train(*WORDS, "--data-dir", tmp_path / "classes", "--epochs", 1, "--output", tmp_path / "of-classes")
     with pytest.raises(SystemExit, match="the teacher .* predicts one class per image, unlike shapes; give another"):
         train(*words, tmp_path / "of-classes", "--output", tmp_path / "other")
-    one, several = "one class for each image", "several labels for an image"
+    one, several = "one class per image", "several labels per image"
     cases = (run, tmp_path / "classes", several, one), (tmp_path / "of-classes", shapes, one, several)
     for trained, data, wanted, has in cases:
         with pytest.raises(SystemExit, match=f"was trained for {wanted}, but {data.name} has {has}; give other --data"):

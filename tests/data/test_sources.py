@@ -193,7 +193,7 @@ def test_each_class_keeps_an_image_to_train_on(folder):
 def test_an_image_outside_of_the_class_folders_is_refused(folder, image):
     root = folder()
     image().save(root / "train" / "stray.png")
-    with pytest.raises(ValueError, match="train must hold one folder of images per class; stray.png lies outside of"):
+    with pytest.raises(ValueError, match="train must hold one folder of images per class; stray.png is in none of"):
         open_data("folder", root=root)
 
 

@@ -1,4 +1,4 @@
-"""Pickle code that leaves a trace if a reader runs it."""
+"""Define pickle code that leaves a trace if a reader runs it."""
 
 from pathlib import Path
 

@@ -74,7 +74,7 @@ def bicubic(new, old, a=-0.75):
 
 
 def area(new, old):
-    """Return the matrix (new, old) that averages the old rows which a new row overlaps."""
+    """Return the matrix (new, old) that computes each new row as the mean of the old rows that it overlaps."""
     m = torch.zeros(new, old, dtype=torch.float64)
     for i in range(new):
         first, end = math.floor(i * old / new), math.ceil((i + 1) * old / new)

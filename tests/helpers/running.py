@@ -34,7 +34,7 @@ def train(*words):
 
 
 def metamix_command(*words):
-    """Run a subcommand of `metamix` in this process; return its exit code, or raise SystemExit if that is a message."""
+    """Run a subcommand of `metamix` in this process; return its exit code, or raise SystemExit with its message."""
     try:
         metamix_cli.main(list(map(str, words)))
     except SystemExit as end:

@@ -108,7 +108,7 @@ def label_by_folder(paths: Sequence[str], place: Path) -> tuple[Tensor, tuple[st
         raise ValueError(f"{place.absolute()} has no image ({' '.join(IMG_EXTENSIONS)})")
     stray = next((path for path in paths if "/" not in path), None)
     if stray:
-        raise ValueError(f"{place.absolute()} must hold one folder of images per class; {stray} lies outside of them")
+        raise ValueError(f"{place.absolute()} must hold one folder of images per class; {stray} is in none of them")
     names = [class_name(path.partition("/")[0]) for path in paths]
     classes = tuple(sorted(set(names), key=natural_order))
     numbers = {name: number for number, name in enumerate(classes)}
