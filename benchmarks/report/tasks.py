@@ -133,7 +133,8 @@ def minattn_table(results: dict) -> str:
         copy = " (JPEG copy)" if recipe["data"] == "folder" else ""
         notes.append(
             f"On {MINATTN_DATA[data]}{copy}, they were trained for {recipe['epochs']} epochs with "
-            f"{recipe['optimizer']} at {recipe['lr']:g}, with batches of {recipe['batch_size']} and {augmentation(recipe)}."
+            f"{recipe['optimizer']} at {recipe['lr']:g}, with batches of {recipe['batch_size']} and "
+            f"{augmentation(recipe)}."
         )
     return f"{table(['similarity', 'MLP', 'heads', *columns], rows)}\n\n{wrap(' '.join(notes))}"
 

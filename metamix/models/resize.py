@@ -13,8 +13,8 @@ from metamix.layers import resize_to
 def resize_mixers(stages: Iterable[Any], sizes: Iterable[tuple[int, int]]) -> None:
     """Replace the mixers of each stage with mixers for maps of another size, which have the resampled weights.
 
-    Mixers without `adapt_state` stay: their weights must not depend on the size. Raise ValueError if they do, or if
-    `adapt_state` fails; then no mixer is replaced.
+    Mixers without `adapt_state` stay, since their weights should not depend on the size. If their weights do depend on
+    it, or if `adapt_state` fails, raise ValueError and replace no mixer.
     """
     replacements = []
     for stage, size in zip(stages, sizes):
