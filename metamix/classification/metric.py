@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from metamix.training.reports import by_name, total
@@ -113,11 +112,9 @@ class MultiLabelMetric(Metric):
     def by_class(self, states: list[State]) -> dict[str, dict[str, float | None]]:
         """Compute average precision, F1, number of images and threshold of each label, by name."""
         logits, labels = logits_and_labels(states)
-        ap, images = average_precision(logits, labels), labels.sum(0).long()
-        threshold = torch.tensor(self.threshold).expand(len(self.classes))
-        return by_name(
-            self.classes, AP=ap, F1=f1(logits.sigmoid(), labels, self.threshold), images=images, threshold=threshold
-        )
+        columns = dict(AP=average_precision(logits, labels), F1=f1(logits.sigmoid(), labels, self.threshold))
+        columns |= dict(images=labels.sum(0).long(), threshold=torch.tensor(self.threshold).expand(len(self.classes)))
+        return by_name(self.classes, **columns)
 
 
 def logits_and_labels(states: list[State]) -> Sequence[Tensor]:
@@ -127,6 +124,8 @@ def logits_and_labels(states: list[State]) -> Sequence[Tensor]:
 
 def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
     """Compute the average precision of each label in percent, (classes,); NaN for a label without images."""
+    from sklearn.metrics import average_precision_score  # takes a second to import
+
     # Images are ranked by logits, since in float32 all logits above 17 have the probability 1.
     columns = zip(labels.T.numpy(), logits.T.numpy())
     return torch.tensor([100 * average_precision_score(*each) if each[0].any() else math.nan for each in columns])
