@@ -15,6 +15,7 @@ from metamix.data.loader import RUNNING, stop_workers, train_transform
 from metamix.utils.system import usable_workers
 from tests.helpers.advice import follow_verify
 from tests.helpers.batches import share_a_sample
+from tests.helpers.running import in_a_process
 
 STREAMED = dict(memory="no", img_size=24, auto_augment="rand-m9-n2-mstd0.5")
 
@@ -172,12 +173,7 @@ def read_and_fail(source):
 
 
 def test_workers_of_a_process_of_multiprocessing_are_stopped_at_its_exit(source):
-    process = multiprocessing.get_context("spawn").Process(target=read_and_fail, args=(source,))
-    process.start()
-    process.join(120)  # a slow machine takes half a minute to import torch
-    ended = process.exitcode
-    process.kill()
-    assert ended == 3
+    assert in_a_process(read_and_fail, source) == 3
 
 
 def test_loading_leaves_the_global_random_state_unchanged(source):

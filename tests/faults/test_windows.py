@@ -10,6 +10,7 @@ import pytest
 
 from metamix.training.run_folder import Run
 from metamix.utils.files import lock_folder
+from tests.helpers.running import MODEL, TINY
 
 # Imports that look for the real system come first.
 PRELUDE = """
@@ -25,11 +26,11 @@ main(sys.argv[1:])
 
 
 def test_training_works_without_posix(tmp_path):
-    words = ["--config", "digits/demo", "--epochs", "1", "--batch-size", "512", "--output", str(tmp_path)]
+    words = [*TINY, "--config", "digits/demo", "--epochs", "1", "--batch-size", "512", "--output", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", PRELUDE, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("locked\n")
-    assert "metaformer_pooling_nano on digits, test: top1" in done.stdout
+    assert f"{MODEL} on digits, test: top1" in done.stdout
 
 
 def test_a_lock_of_windows_refuses_a_second_process(tmp_path, monkeypatch):

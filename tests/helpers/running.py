@@ -49,11 +49,16 @@ _forkserver.set_forkserver_preload(["tests.conftest", "tests.helpers.running", "
 
 
 def in_a_process(function, *args):
-    """Call a function in a new process, forked from a server that has imported torch; return the exit code."""
+    """Call a function in a new process, forked from a server that has imported torch; return the exit code.
+
+    Return None if the process takes over two minutes.
+    """
     process = _forkserver.Process(target=function, args=args)
     process.start()
-    process.join()
-    return process.exitcode
+    process.join(120)
+    ended = process.exitcode
+    process.kill()
+    return ended
 
 
 class Process:
