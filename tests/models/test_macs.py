@@ -1,4 +1,4 @@
-"""Test what the docs say about other counters of multiply-adds."""
+"""Test that multiply-adds are counted as other counters do, and as the tests of many models count them."""
 
 import pytest
 import timm
@@ -6,6 +6,7 @@ import torch
 
 import metamix
 from metamix.models import count_macs
+from tests.helpers.counting import count_macs_of_equal_blocks
 
 SIZE = (3, 32, 32)
 QUIET = dict(as_strings=False, print_per_layer_stat=False)
@@ -29,3 +30,10 @@ def test_counters_that_hook_modules_miss_operations(model):
     by_ptflops, _ = ptflops.get_model_complexity_info(model, SIZE, **QUIET, backend="pytorch")
     by_thop, _ = thop.profile(model, (torch.zeros(1, *SIZE),), verbose=False)
     assert by_ptflops < 0.98 * expected and by_thop < 0.98 * expected
+
+
+@pytest.mark.parametrize("name", ["metaformer_raft_nano", "wavemix_144_7"])
+def test_the_blocks_of_a_stage_cost_the_same(name):
+    model = timm.create_model(name, device="meta")
+    size = model.default_cfg["input_size"]
+    assert count_macs_of_equal_blocks(model, size) == count_macs(model, size)
