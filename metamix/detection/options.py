@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -71,8 +71,6 @@ class DetectionEvalOptions(DetectionDataOptions):
 class DetectionOptions(BackboneOptions, DetectionDataOptions):
     """Options of `metamix train` for detection."""
 
-    once_in: ClassVar = {"anchor_scale": "detector_args"}
-
     model: str = _model(
         "metaformer_pooling_s12",
         "backbone: a model of metamix or timm; several models, as in a,b,c, are trained one by one and compared",
@@ -103,7 +101,7 @@ class DetectionOptions(BackboneOptions, DetectionDataOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        old = self.detector_args.get("anchor_scale")
+        old = self.detector_args.get("anchor_scale")  # older recipes set anchor_scale there
         if old is not None:
             if self.anchor_scale not in ("auto", old):
                 raise ValueError(f"anchor_scale is {self.anchor_scale}, but {old} in detector_args; set it only once")

@@ -181,9 +181,8 @@ class RecipeReader:
 
     Args:
         tasks: names of all tasks, read after the imported modules have registered their tasks.
-        task_options: returns the dataclass of a task's options. The dataclass may have the attributes
-            `engine_defaults`, the task's own defaults of engine options, and `once_in`: for options that older recipes
-            have inside another option, the name of that option.
+        task_options: returns the dataclass of a task's options. The dataclass may have an attribute `engine_defaults`,
+            the task's own defaults of engine options.
         default_task: returns the name of the task if nothing names one. It gets the config, in which the `checkpoint`
             and the `model` of the command line or of the call replace the config's.
         engine: dataclass of the options that every task has.
@@ -257,9 +256,6 @@ class RecipeReader:
         unknown = partial(no_option, task=task, tasks=self.tasks, task_options=self.task_options, advise=not chosen)
         configured = _convert_all(config, options, unknown, f"{path}: ")
         flags = read_flags(task, options, unknown)
-        for name, mapping in getattr(classes[1], "once_in", {}).items():
-            if name in flags:
-                configured.get(mapping, {}).pop(name, None)
         values = _override(configured, flags, path)
         complete = {**defaults, **values}
         engine_options, task_options = (

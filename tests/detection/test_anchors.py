@@ -109,10 +109,11 @@ def test_anchor_scale_in_detector_args_is_still_accepted(few):
     options = dict(SMALL, data_dir=str(few), detector_args={"anchor_scale": 3})
     task = Detection(DetectionOptions(**options))
     assert task.options.anchor_scale == 3 and anchors(task.model.build()) == [24, 48]
-    for scale in ("auto", 3.0):  # a flag wins over detector_args of a recipe
-        chosen = READER.read("bccd/retinanet", None, {"anchor_scale": scale}).options
-        assert chosen.anchor_scale == scale and chosen.detector_args == {}
-    assert READER.read("bccd/retinanet", None, {}).options.anchor_scale == 2
+
+
+@pytest.mark.parametrize("scale", ["auto", 3.0])
+def test_flag_wins_over_anchor_scale_of_recipe(scale):
+    assert READER.read("bccd/retinanet", None, {"anchor_scale": scale}).options.anchor_scale == scale
 
 
 @pytest.mark.parametrize(
