@@ -46,9 +46,9 @@ class SeveralLabels(LabelledImages):
 
 
 def read_folders(source: Path) -> LabelledImages:
-    """Read images from folders named after labels, which may lie in folders named after splits.
+    """Read images from folders named after labels, which may be in folders named after splits.
 
-    An image that lies under one name in several label folders of a split gets the labels of all these folders. If
+    An image that is in several label folders of a split, under one name, gets the labels of all these folders. If
     `metamix convert` divides the images of each label into splits, an image with several labels counts only for its
     rarest label.
 

@@ -13,7 +13,7 @@ def paths_inside(places: Sequence[Path], without: Sequence[Path] = ()) -> dict[P
 
     Args:
         places: files, with any name, and folders, which are searched at any depth.
-        without: folders that a command writes to. They are skipped, unless a place is such a folder or lies inside one.
+        without: folders that a command writes to. They are skipped, unless a place is such a folder or is inside one.
     """
     inside: dict[Path, Path] = {}
     for place in places:

@@ -155,7 +155,7 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
 
 
 def read_row(cells: Sequence[str], columns: Columns, folder: Path, place: str) -> Row:
-    """Read a line. Its image lies in `folder` or in the subfolder images/."""
+    """Read a line. Its image is in `folder` or in the subfolder images/."""
     if len(cells) != len(columns.names):
         raise ValueError(f"{place} has {len(cells)} columns, but the first line has {len(columns.names)}")
     values = dict(zip(columns.names, map(str.strip, cells)))

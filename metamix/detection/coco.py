@@ -96,7 +96,7 @@ def find_image(folder: Path, name: str) -> Path:
     """Return the path of an image that an annotation file names. Links in the folder may not lead out of it.
 
     Raises:
-        CorruptImage: there is no such file, its name is not valid, or it lies outside the folder or is a link that
+        CorruptImage: there is no such file, its name is not valid, or it is outside the folder or is a link that
             leads out of it.
     """
     path = folder / name

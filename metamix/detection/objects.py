@@ -70,7 +70,7 @@ def select(objects: Objects, chosen: Tensor) -> Objects:
 
 
 def drop_empty(objects: Objects) -> Objects:
-    """Drop objects whose box has no area, such as a box beside the image that was clipped to its edge."""
+    """Drop objects whose box has no area, such as a box outside of the image that was clipped to the edge."""
     return select(objects, (objects["boxes"][:, 2:] > objects["boxes"][:, :2]).all(1))
 
 

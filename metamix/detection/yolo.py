@@ -6,7 +6,7 @@
     obj.data, obj.names, train.txt, obj_train_data/, as Darknet and CVAT (YOLO 1.1) write them
 
 data.yaml or obj.data names the classes and the folders or lists of images. A label file has the path of its image, with
-`labels` in place of `images`, or lies beside the image. Its lines are `class x y width height` for a box, given by its
+`labels` in place of `images`, or is next to the image. Its lines are `class x y width height` for a box, given by its
 centre, or `class x y x y x y ...` for a polygon. Coordinates are shares of the width and height of the image. Images
 without a label file are background.
 """
@@ -58,7 +58,7 @@ def read_yolo(source: Path) -> Boxes:
 def read_darknet(file: Path) -> dict[str, Any]:
     """Read an obj.data, whose lines are `key = value`; return the entries that a data.yaml would have.
 
-    Its paths, such as data/train.txt, belong to another machine, so the files are looked up beside obj.data.
+    Its paths, such as data/train.txt, belong to another machine, so the files are looked up next to obj.data.
     """
     lines = (line.partition("=") for line in read_text(file).replace("\\", "/").splitlines())
     here = {key.strip(): Path(value.strip()).name for key, _, value in lines if value.strip()}
@@ -134,7 +134,7 @@ def read_list(path: Path, roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def label_file(image: Path) -> Path:
-    """Return the label file of an image: its path with labels/ in place of images/, or else a file beside it."""
+    """Return the label file of an image: its path with labels/ in place of images/, or else a file next to it."""
     before, found, after = f"/{image.as_posix()}".rpartition("/images/")
     other = Path(f"{before}/labels/{after}"[1:]) if found else image
     return (other if other.parent.is_dir() else image).with_suffix(".txt")

@@ -56,7 +56,7 @@ def reflect_places(places: Tensor, side: int) -> Tensor:
 def resize_nearest(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Resize masks (..., H, W) to `size` = (H', W'): each pixel takes the value at its centre.
 
-    Why not torchvision: it takes the value at the pixel's corner, so its masks lie up to a pixel beside the image.
+    Why not torchvision: it takes the value at the pixel's corner, so its masks are shifted by up to a pixel.
     """
     leading, sides = masks.shape[:-2], masks.shape[-2:]
     flat = masks.reshape(leading.numel(), 1, *sides)

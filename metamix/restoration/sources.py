@@ -81,7 +81,7 @@ def find_samples(root: Path, options: RestorationDataOptions, paired: bool) -> l
 
 
 def leave_out(samples: Sequence[ImagePair], root: Path, folders: Iterable[Path]) -> list[ImagePair]:
-    """Return the samples of `root` without the samples in those `folders` that lie inside `root`."""
+    """Return the samples of `root` without the samples in those `folders` that are inside `root`."""
     inside = {folder for folder in map(Path.resolve, folders) if root.resolve() in folder.parents}
     return [sample for sample in samples if not inside or inside.isdisjoint(sample.target.resolve().parents)]
 

@@ -172,7 +172,7 @@ def _from_colours(colours: np.ndarray, labels: Labels, path: Path) -> np.ndarray
     """Return the labels (H, W) uint8 of the colours (H, W, 3) of a mask."""
     if labels.palette is None:
         raise BadMask(
-            f"{path} is in colour: give the colours of the classes in palette.txt beside classes.txt, a line "
+            f"{path} is in colour: give the colours of the classes in palette.txt next to classes.txt, a line "
             f"'red green blue' for each class, or save masks as PNGs of indices"
         )
     if twice := [colour for i, colour in enumerate(labels.palette) if colour in labels.palette[:i]]:

@@ -32,7 +32,7 @@ EPILOG = """formats:
   instances  images and masks that number the objects, in images/ and masks/ or masks/CLASS/, or a.jpg and a_mask.png
   folders    a folder for each label; an image that is in several folders under one name gets all these labels
   masks      images and masks of any values or colours, in images/ and masks/, or a.jpg and a_mask.png
-  labelme    polygons: a.json beside a.jpg, or in another folder
+  labelme    polygons: a.json next to a.jpg, or in another folder
   polygons   a data set in COCO's format, as `coco` and `yolo` write it; its polygons are drawn as masks
 
 The images are linked or copied, and the source is not changed. The command prints what it leaves out."""

@@ -293,7 +293,7 @@ def _override(configured: Mapping[str, Any], flags: Mapping[str, Any], path: Pat
         if "epochs" in values and values.get("iterations"):
             raise ValueError(f"{source} both say how long the run is; give one")
     replaced = {other for flag, other in INSTEAD if flags.get(flag)}
-    # A saved recipe has score ema or last, never auto. If a flag changes ema, score must be chosen anew.
+    # A saved recipe has score ema or last, never auto. If a flag changes ema, score must be chosen again.
     if flags.get("ema", configured.get("ema")) != configured.get("ema"):
         replaced.add("score")
     return {name: value for name, value in configured.items() if name not in replaced} | dict(flags)

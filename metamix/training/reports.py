@@ -121,7 +121,7 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
 
 
 def compare_runs(folders: Sequence[Path]) -> str:
-    """Compare finished runs: return a table, and write it as CSV, with a picture, beside the first run's folder."""
+    """Compare finished runs: return a table, and write it as CSV, with a picture, next to the first run's folder."""
     summaries = [read_summary(folder) for folder in folders]
     histories = [read_metrics(folder / "metrics.csv") for folder in folders]
     score = summaries[0]["scores"][0]

@@ -115,7 +115,7 @@ def is_finished(folder: Path, recipe: Recipe, identity: Mapping[str, Any]) -> bo
         try:
             load_weights(folder / WEIGHTS)
         except ValueError as error:
-            advice = f"give another --output to train anew, since there is no {CHECKPOINT} to write the weights from"
+            advice = f"give another --output to train again, since there is no {CHECKPOINT} to write the weights from"
             if has_checkpoint:
                 advice = f"delete it and repeat the command: the weights are then written from {CHECKPOINT}"
             raise ValueError(f"{folder} is finished, but {error}, or {advice}") from None

@@ -29,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     If `path` is a device or a pipe, such as /dev/stdout, the data are written to it and it is not replaced. If `path`
     is a link, its target is replaced and the link stays.
 
-    The data are first written to a new file, NAME.RANDOM.tmp, beside the file to replace.
+    The data are first written to a new file, NAME.RANDOM.tmp, next to the file to replace.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full. The old file is then unchanged.

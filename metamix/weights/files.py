@@ -131,7 +131,7 @@ def _load_torch_weights(path: Path, state: Any) -> tuple[dict[str, Tensor], dict
 def unwrap(state: Mapping) -> Mapping:
     """Return the tensors of another program's file by name.
 
-    The tensors may lie under a key such as "state_dict". As in timm, averaged weights are preferred. The prefixes
+    The tensors may be under a key such as "state_dict". As in timm, averaged weights are preferred. The prefixes
     that `DistributedDataParallel`, `torch.compile` and Lightning add to the names are removed.
     """
     prefixes = ["_orig_mod.", "module.", "_orig_mod."]  # either wrapper may be the outer one

@@ -50,7 +50,7 @@ def weights_dir() -> Path:
 
 @cache
 def local_cards() -> dict[str, dict[str, dict]]:
-    """Return the cards in `weights_dir()` that have weights beside them, by model name and tag.
+    """Return the cards in `weights_dir()` that have weights next to them, by model name and tag.
 
     The `pretrained_cfg` of a card holds entries of timm's `PretrainedCfg`. Its entry "file" is the path of the weights.
     """

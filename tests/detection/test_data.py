@@ -137,7 +137,7 @@ def test_masks_equal_the_masks_that_torchvision_makes_of_arrays(coco, options, s
 
 
 def test_masks_lie_in_their_boxes_after_the_transform(options):
-    """Masks that torchvision resizes lie 0.4 pixels further right and down on average."""
+    """Masks that torchvision resizes are 0.4 pixels further right and down on average."""
     mask = torch.zeros(64, 96).byte()
     mask[10:41, 30:61] = 1
     box = tv_tensors.BoundingBoxes([[30.0, 10, 61, 41]], format="XYXY", canvas_size=(64, 96))

@@ -160,7 +160,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_can_be_written_again(tm
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
     (tmp_path / "checkpoint.pt").unlink()
     weights.write_bytes(b"")
-    with pytest.raises(SystemExit, match=r"or give another --output to train anew, since there is no checkpoint.pt"):
+    with pytest.raises(SystemExit, match=r"or give another --output to train again, since there is no checkpoint.pt"):
         train(*words)
 
 

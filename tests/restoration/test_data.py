@@ -42,7 +42,7 @@ def verify_clean(folder):
 
 
 def test_images_to_score_are_not_trained_on(clean):
-    """The folder `test` may lie in the folder of the training images."""
+    """The folder `test` may be in the folder of the training images."""
     root = clean(count=3)
     clean(name="photos/test", count=2)
     photos = data(data_dir=root, degradation="noise:25")

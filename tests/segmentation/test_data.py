@@ -331,7 +331,7 @@ def test_min_size_max_size_and_scales_set_the_size():
 
 
 def test_scaled_masks_lie_on_their_images():
-    """Masks that torchvision resizes lie 0.4 pixels further right and down on average."""
+    """Masks that torchvision resizes are 0.4 pixels further right and down on average."""
     mask = torch.zeros(60, 80).byte()
     mask[20:41, 30:61] = 1
     pair = "x", tv_tensors.Image(255 * mask.expand(3, -1, -1)), tv_tensors.Mask(mask)

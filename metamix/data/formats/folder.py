@@ -102,7 +102,7 @@ def _holds_classes(root: Path) -> bool:
         if any(is_image(file.name) or file.suffix.lower() in PHOTOGRAPHS for file in files):
             has_images = True
         elif any(file.is_dir() for file in files):
-            return False  # in a folder of data sets, the images lie deeper
+            return False  # in a folder of data sets, the images are deeper
     return has_images
 
 
@@ -162,7 +162,7 @@ class FolderImages(ImageSplit):
 
 
 def open_tar(path: Path) -> TarImages:
-    """Open a tar file of class folders, which may lie in further folders (train/cat/0.png)."""
+    """Open a tar file of class folders, which may be in further folders (train/cat/0.png)."""
     with read_tar(path) as tar:
         images = sorted(list_tar_images(tar), key=lambda image: natural_order(image[0]))
     paths = strip_common_folders([name for name, _, _ in images], path.stem)

@@ -27,7 +27,7 @@ class Member(NamedTuple):
 class TarImages(ImageSplit):
     """Read one split of images in tar files.
 
-    For each image, the tar file is opened anew, so that processes and threads do not share a file position.
+    For each image, the tar file is opened again, so that processes and threads do not share a file position.
     """
 
     def __init__(self, split: str, members: list[Member], labels: Tensor, classes: tuple[str, ...]):

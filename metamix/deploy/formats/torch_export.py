@@ -34,7 +34,7 @@ class Bfloat16(nn.Module):
 
 
 def write(graph: Graph, file: Path) -> None:
-    """Write the program of a graph as .pt2 and, if `graph.compile` is true, a compiled package beside it."""
+    """Write the program of a graph as .pt2 and, if `graph.compile` is true, a compiled package next to it."""
     model = Bfloat16(graph.model) if graph.precision == "bf16" else graph.model
     program = to_program(model, graph.images, graph.dynamic)
     # A program that was traced with larger images may refuse images of the requested size.
@@ -59,7 +59,7 @@ def write(graph: Graph, file: Path) -> None:
 def open_program(file: Path, threads: int | None = None, precision: str = "fp32", shape: Any = None) -> Run:
     """Load a program or a compiled package.
 
-    If this machine cannot load the package, load the program beside it instead.
+    If this machine cannot load the package, load the program next to it instead.
     """
     if threads:
         torch.set_num_threads(threads)
