@@ -251,7 +251,7 @@ def start_worker(max_pixels: int | None, worker: int) -> None:
 def end_worker(error: Exception, batch: object) -> None:
     """End a worker that cannot send a batch, for example because /dev/shm is full."""
     print(repr(error), file=sys.stderr)
-    os._exit(1)  # by default, Python drops the batch, and the main process waits for it for ever
+    os._exit(1)  # by default, Python drops the batch, and the main process waits for it forever
 
 
 class EpochSampler(Sampler):

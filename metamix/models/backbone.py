@@ -155,7 +155,7 @@ def build_backbone(
         checkpoint: load the weights of a classifier from this file or run folder; None loads no file.
         batch_norms: "freeze", "replace", "train", or "auto" to freeze them if weights are loaded, else to replace them.
         model_args: more arguments of the model, such as `img_size=(480, 640)` or `drop_path_rate=0.1`. `in_chans` is 3
-            unless it is given, also for models that were made for grey images.
+            unless it is given, even for models that were made for grey images.
 
     Raises:
         ValueError: a name or option is unknown; options exclude each other; a level is finer than the model's finest

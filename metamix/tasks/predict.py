@@ -210,7 +210,7 @@ def predict_images(
         images: for each image, the file that its prediction is written to.
         predict: reads an image, writes its file, and returns the entries of its record.
         records: JSON file with a record for each image. It is made at the start, since it marks the outputs beside it
-            as ours: see `name_outputs`. The records are written at the end, also after an error or Ctrl-C.
+            as ours: see `name_outputs`. The records are written at the end, even after an error or Ctrl-C.
     """
     make_output_folder(records.parent)
     if not records.exists():

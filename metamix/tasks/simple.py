@@ -301,7 +301,7 @@ class SimpleExport(Exportable):
 
     @torch.no_grad()
     def compare(self, exported: Model, precision: str) -> Comparison:
-        """Compare the models; for a dynamic graph, also on images that are larger than the example of the export."""
+        """Compare the models. A dynamic graph is also compared on images larger than the example of the export."""
         comparison = super().compare(exported, precision)
         if self.dynamic:
             images, larger = self.examples(2, taller=32, wider=16), self.parity(precision)

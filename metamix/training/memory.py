@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class TensorMemory(TorchDispatchMode):
-    """Count the bytes of all tensors that are created within this context, also in backward passes."""
+    """Count the bytes of all tensors that are created within this context, including backward passes."""
 
     def __init__(self) -> None:
         super().__init__()

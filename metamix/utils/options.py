@@ -87,7 +87,7 @@ def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dic
     """Return the field and the type of each option of some dataclasses, by name; names must be unique.
 
     Args:
-        defaults: defaults of some options, which replace the defaults of the dataclasses, also in --help.
+        defaults: defaults of some options, which replace the defaults of the dataclasses, and which --help shows.
     """
     options: dict[str, tuple[Field, Any]] = {}
     for cls in classes:

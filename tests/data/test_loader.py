@@ -270,7 +270,7 @@ class Unsendable:
 
 
 def test_a_worker_that_cannot_send_a_batch_is_reported(source, monkeypatch, capfd):
-    """If /dev/shm is full, a thread of the worker raises this error, and the main process would wait for ever."""
+    """If /dev/shm is full, a thread of the worker raises this error, and the main process would wait forever."""
     monkeypatch.setattr("metamix.data.loader.collate_images", lambda samples: {"image": Unsendable()})
     loader = train_loader(source, DataOptions(workers=1, **STREAMED), batch_size=4, seed=1)
     loader.loader.timeout = 20  # seconds; otherwise the test would hang instead of failing

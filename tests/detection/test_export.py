@@ -1,4 +1,4 @@
-"""Test exported detectors: the objects that they find, also in `metamix predict`, and what is refused."""
+"""Test exported detectors: the objects that they find, directly and in `metamix predict`, and what is refused."""
 
 import json
 import math

@@ -301,7 +301,7 @@ def test_chained_headers_and_nested_files_in_tar_files_are_refused(kind, attack,
         (tarfile.GNUTYPE_LONGLINK, 2**40, "a header has 1,099,511,627,776 bytes"),
         (tarfile.XHDTYPE, 2**40, "a header has 1,099,511,627,776 bytes"),
         (tarfile.XGLTYPE, 2**40, "a header has 1,099,511,627,776 bytes"),
-        (tarfile.REGTYPE, -512, "a file has -512 bytes"),  # the next header would be this one, for ever
+        (tarfile.REGTYPE, -512, "a file has -512 bytes"),  # the next header would be this one, forever
     ],
 )
 def test_impossible_sizes_in_the_headers_of_a_tar_file_are_refused(kind, type, size, said, tmp_path):

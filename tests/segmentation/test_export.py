@@ -1,4 +1,4 @@
-"""Test that exported segmenters give the masks and scores of the original, also in tiles and in `metamix predict`."""
+"""Test that exported segmenters give the masks and scores of the original, even in tiles and in `metamix predict`."""
 
 import re
 from dataclasses import replace

@@ -58,7 +58,7 @@ class ShortInfo(tarfile.TarInfo):
         if self.size > 2**20 and self.type in (b"L", b"K", b"x", b"g", b"X"):  # headers of GNU, POSIX, Solaris
             raise tarfile.ReadError(f"a header has {self.size:,} bytes")
         info = super()._proc_member(archive)  # type: ignore[misc]  # typeshed leaves it out
-        if info.size < 0:  # tarfile would go back, and read the same headers for ever
+        if info.size < 0:  # tarfile would go back, and read the same headers forever
             raise tarfile.ReadError(f"a file has {info.size:,} bytes")
         return info
 
