@@ -64,6 +64,8 @@ class PublishOptions(Options):
             raise ValueError(
                 f"the repository is {self.repo!r}, but it must be USER/NAME, with letters, digits and -, _ or . in NAME"
             ) from None
+        if self.license and not re.fullmatch("[a-z0-9.+-]+", self.license):
+            raise ValueError(f"license is {self.license!r}: give a name that the hub knows, such as mit, or give other")
         if self.dry_run:
             is_repository = (self.dry_run / CARD).exists() and (self.dry_run / WEIGHTS).exists()
             check_output_folder(self.dry_run, FILES if is_repository else ())

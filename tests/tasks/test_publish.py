@@ -291,6 +291,13 @@ def test_wrong_repository_names_are_refused(repo):
         metamix_command("publish", "metaformer_pooling_nano.digits", repo)
 
 
+@pytest.mark.parametrize("name", ["MIT", "mit\ntags: [x]", "cc by"])
+def test_wrong_names_of_licenses_are_refused(name):
+    publish.PublishOptions("run", "me/x", license="openrail++")
+    with pytest.raises(ValueError, match="license is .*: give a name that the hub knows, such as mit, or give other"):
+        publish.PublishOptions("run", "me/x", license=name)
+
+
 def test_folders_with_other_files_are_refused(run, tmp_path):
     (tmp_path / "README.md").touch()
     for folder, file in ((tmp_path, "README.md"), (run, ".lock, checkpoint.pt")):
