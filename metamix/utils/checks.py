@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import Tensor
 
-from .text import did_you_mean, to_number
+from .text import did_you_mean, list_names, to_number
 
 
 class DoesNotFit(ValueError):
@@ -38,7 +38,7 @@ def check_rates(**values: Any) -> None:
 def check_choice(name: str, value: Any, accepted: Collection[str], advice: str = "") -> None:
     """Raise ValueError unless `value` is accepted; the message suggests a similar word and ends with `advice`."""
     if value not in accepted:
-        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {', '.join(accepted) or 'none'}."
+        words = f"{name} is {value!r}{did_you_mean(value, accepted)} Accepted: {list_names(accepted, 50) or 'none'}."
         raise ValueError(f"{words} {advice}".rstrip())
 
 

@@ -19,3 +19,5 @@ def test_the_error_suggests_the_nearest_accepted_word():
     check_choice("norm", "batch", ("batch", "group"))
     with pytest.raises(ValueError, match=r"^norm is 'bach'; did you mean 'batch'\? Accepted: batch, group\.$"):
         check_choice("norm", "bach", ("batch", "group"))
+    with pytest.raises(ValueError, match=r"did you mean '198'\? Accepted: 0, .*, 49 and 150 more\.$"):
+        check_choice("label", "1980", [*map(str, range(200))])
