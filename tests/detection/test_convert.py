@@ -357,12 +357,12 @@ def test_a_list_of_yolo_writes_nothing_outside_of_the_new_folder(original, tmp_p
     assert [*(tmp_path / "a/out").rglob("x.png")] == [tmp_path / "a/out/train/other/x.png"]
 
 
-def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
+def test_coco_keeps_masks_areas_and_crowds(original, tmp_path, capsys):
     file = original / "annotations/instances_val.json"
     data = json.loads(file.read_text())
     x, y, width, height = data["annotations"][0]["bbox"]
     polygon = [[x, y, x + width, y, x, y + height]]
-    data["annotations"][0] |= {"segmentation": polygon, "area": 7, "iscrowd": 1, "id": 0}
+    data["annotations"][0] |= {"segmentation": [*polygon, [x, y, x, y]], "area": 7, "iscrowd": 1, "id": 0}
     (tmp_path / "my.json").write_text(json.dumps(data))
     shutil.copytree(original / "images", tmp_path / "images")
     assert metamix_command("convert", "coco", tmp_path / "my.json", tmp_path / "out", "--split", 0.5) == 0
@@ -374,6 +374,7 @@ def test_coco_keeps_masks_areas_and_crowds(original, tmp_path):
     assert len(annotations) == len(data["annotations"])
     (kept,) = (each for each in annotations if each.get("segmentation") == polygon)
     assert (kept["bbox"], kept["area"], kept["iscrowd"]) == ([x, y, width, height], 7, 1)
+    assert "polygons of fewer than three points were left out: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
