@@ -335,6 +335,7 @@ def resume_changes(saved: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     if refused := [change for key, change in changes.items() if rules.get(key, "refuse") == "refuse"]:
         raise ValueError(
             f"this run cannot be continued with another recipe: {'; '.join(refused)}. Use the old values, or start a "
-            f"new run with --output (and --checkpoint to start from these weights)"
+            f"new run with --output (and --checkpoint to start from these weights); metamix eval scores these weights "
+            f"with other options"
         )
     return {key: change for key, change in changes.items() if rules[key] == "report"}
