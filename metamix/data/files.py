@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -222,17 +221,13 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
             f"its pixels range from {low} to {high}, unlike 16-bit values: save it with 8 bits or scale it to 16 bits"
         )
     if 0 < high < 2**14:
-        _warn_of_dark_image(int(high).bit_length())
+        warn_once(
+            log,
+            f"a 16-bit image has no value above {2 ** int(high).bit_length() - 1} of 65535 and is read as dark or "
+            f"black: if its camera or scanner has fewer than 16 bits, multiply the values of all images so that its "
+            f"white becomes 65535",
+        )
     return Image.fromarray((pixels // 256).astype(np.uint8))
-
-
-@cache
-def _warn_of_dark_image(bits: int) -> None:
-    """Warn about a 16-bit image whose values have `bits` bits, once for each number of bits in a process."""
-    log.warning(
-        f"a 16-bit image has no value above {2**bits - 1} of 65535 and is read as dark or black: if its camera or "
-        f"scanner has fewer than 16 bits, multiply the values of all images so that its white becomes 65535"
-    )
 
 
 def first_readable(count: int, index: int, read: Callable[[int], T], path: Callable[[int], str]) -> tuple[T, Broken]:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from metamix.data import CorruptImage, open_data
 from metamix.data.counter_rng import stratified_choice
-from metamix.data.files import _warn_of_dark_image, decode, read_pixels
+from metamix.data.files import decode, read_pixels
 from metamix.data.formats.base import choose_test_split, match_classes, natural_order
 from metamix.data.formats.torchvision_sets import TORCHVISION_SETS
+from metamix.utils.text import warn_once
 
 
 def test_digits_have_a_fixed_split():
@@ -383,7 +384,7 @@ def test_images_of_16_bits_keep_their_upper_8_bits(tmp_path, kind, dtype):
 
 
 def test_a_16_bit_image_with_values_of_12_bits_is_noted_once(tmp_path, caplog):
-    _warn_of_dark_image.cache_clear()
+    warn_once.cache_clear()
     for i, white in enumerate((65535, 4000, 2100)):
         Image.fromarray(np.uint16([[0, white]])).save(path := tmp_path / f"{i}.png")
         assert read_pixels(path)[0].tolist() == [[0, white // 256]]
