@@ -4,7 +4,6 @@ import functools
 import gc
 import os
 import pkgutil
-import warnings
 
 import pytest
 from matplotlib.figure import Figure
@@ -104,20 +103,6 @@ def macs_are_counted_once():
         for name in COUNT_MACS:
             patch.setattr(name, look_up)
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def meta_tensors_get_no_random_numbers():
-    """Skip initialization on the meta device, where it changes nothing and takes up to half of building a model."""
-    from torch.library import Library
-
-    library = Library("aten", "IMPL")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that it has such kernels
-        for name in ("uniform_", "normal_"):
-            library.impl(name, lambda tensor, *_, **__: tensor, "Meta")
-    yield
-    library._destroy()
 
 
 @pytest.fixture
