@@ -140,9 +140,9 @@ def choose_columns(titles: Sequence[str], source: Path) -> Columns:
     others = [name for name in header if name not in (file, label, split, *box, "")]  # pandas' index has no name
     if not file or (not label and not (of_labels and len(others) > 1)):
         raise ValueError(
-            f"{source}:1 has {'the columns ' + ', '.join(header) if header else 'no columns'}: the first line must "
-            f"name the columns, such as file,class for classes of images, file,labels or file,cat,dog for labels, or "
-            f"file,class,xmin,ymin,xmax,ymax for boxes"
+            f"{source}:1 has {'the columns ' + ', '.join(header) if any(header) else 'no columns'}: the first line "
+            f"must name the columns, such as file,class for classes of images, file,labels or file,cat,dog for labels, "
+            f"or file,class,xmin,ymin,xmax,ymax for boxes"
         )
     if wrong := [name for name in others if of_labels and (others.count(name) > 1 or {*name} & {*"|;"})]:
         raise ValueError(f"{source}:1 has the label {wrong[0]!r}: each label needs its own name, without | and ;")

@@ -92,6 +92,7 @@ def test_a_column_may_be_named_like_one_side_of_a_box(source, tmp_path):
         (["file,label,split", f"{LINES[0]},dev"], "labels.csv:2 has the split 'dev', but it must be train, val or"),
         (["file,xmin,ymin,xmax,ymax", "photos/cats/0.png,0,0,1,1"], "csv:1 has .* ymax: the first line must name"),
         ([], "labels.csv:1 has no columns: the first line must name"),
+        ([" , ", LINES[0]], "labels.csv:1 has no columns: the first line must name"),
     ],
 )
 def test_wrong_lines_of_a_csv_file_are_refused(lines, said, source, tmp_path):
