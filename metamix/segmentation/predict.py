@@ -1,6 +1,6 @@
 """Predict the class of each pixel of images of any size, in overlapping tiles if a side is longer than --tile."""
 
-import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ class LabelPixels(PredictToFolder):
             raise ValueError(f"{masks} was not written by metamix predict: there is no {records}. Give a new --output")
         for place in self.images:
             sets = [path.parent for path in (place / MASKS, *place.glob(f"*/{MASKS}")) if path.is_dir()]
-            inputs = [str(each / "images") for each in sets if each.resolve() != self.output.resolve()]
-            if inputs := sorted(filter(os.path.isdir, inputs)):
-                raise ValueError(f"{place} is a data set, whose masks would be read as images: give {' '.join(inputs)}")
+            images = [each / "images" for each in sets if each.resolve() != self.output.resolve()]
+            if inputs := shlex.join(sorted(str(folder) for folder in images if folder.is_dir())):
+                raise ValueError(f"{place} holds a data set, whose masks would be read as images: give {inputs}")
         super().__post_init__()
 
     def run(self, trained: TrainedSegmenter) -> int:

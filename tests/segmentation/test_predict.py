@@ -97,7 +97,7 @@ def test_the_output_folder_may_contain_the_input_images(photos, run):
 
 
 def test_masks_of_a_data_set_are_not_overwritten(photos, tmp_path, run):
-    root = tmp_path / "set"
+    root = tmp_path / "my set"
     root.mkdir()
     photos.rename(root / "images")
     (root / "masks").mkdir()
@@ -106,7 +106,7 @@ def test_masks_of_a_data_set_are_not_overwritten(photos, tmp_path, run):
     with pytest.raises(SystemExit, match="masks was not written by metamix predict: there is no .*predictions"):
         run(root / "images", "--output", root)
     for place in (root, tmp_path):
-        with pytest.raises(SystemExit, match=f"{place} is a data set, .* as images: give {root}/images$"):
+        with pytest.raises(SystemExit, match=f"{place} holds a data set, .* as images: give '{root}/images'$"):
             run(place, "--output", tmp_path / "out")
     assert (root / "masks" / "a.png").read_bytes() == b"truth"
 
