@@ -107,9 +107,7 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
     if inside and path.is_file() and (path.name in KEPT or path.suffix.lower() not in EXTENSIONS):
         raise ValueError(f"{output} belongs to a run or an export and would be overwritten: give another --output")
     if is_image(path.name):
-        raise ValueError(
-            f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt file"
-        )
+        raise ValueError(f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt")
     chosen = form or EXTENSIONS.get(path.suffix.lower())
     if chosen is None:
         raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or add --format")
@@ -145,5 +143,6 @@ def as_json(predictions: Sequence[Prediction]) -> str:
 
 
 FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
-KEPT = ("log.txt", "metrics.csv", "state.txt", LOCK, SUMMARY, ARTIFACT, REPORT)  # files of runs and exports
 EXTENSIONS = {"": "table", ".txt": "table", ".csv": "csv", ".json": "json"}
+KEPT = {LOCK, SUMMARY, ARTIFACT, REPORT, "log.txt", "metrics.csv", "state.txt"}  # files of runs and exports
+KEPT |= {"test_confusion.csv", "test_scores.csv", "test_scores.json"}  # of other tasks

@@ -105,6 +105,7 @@ def test_an_image_or_a_file_of_a_run_is_never_overwritten(digits, tmp_path):
     (run := tmp_path / "run").mkdir()
     (run / "recipe.yaml").touch()
     (run / "log.txt").write_text("epoch 1")
+    (run / "test_scores.json").touch()
     for source, output, said in (
         (image, image, "0.png is an image and would be overwritten: give another --output"),
         (folder / "nameless", folder / ".." / "digits" / "nameless", "is an image and would be overwritten"),
@@ -112,6 +113,7 @@ def test_an_image_or_a_file_of_a_run_is_never_overwritten(digits, tmp_path):
         (image, tmp_path / "new.PNG", "new.PNG is named like an image"),
         (image, run / "log.txt", "log.txt belongs to a run or an export and would be overwritten"),
         (image, run / "recipe.yaml", "recipe.yaml belongs to a run"),
+        (image, run / "test_scores.json", "test_scores.json belongs to a run"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{said}"):
             main([str(source), *WEIGHTS, "--format", "csv", "--output", str(output)])
