@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from metamix.utils.files import (
     LOCK,
+    MACOS,
     TEMPORARY,
     lock_folder,
     make_output_folder,
@@ -231,7 +232,7 @@ def check_output(folder: Path) -> None:
         if {"task", "seed", "batch_size", "lr"} <= read_yaml(folder / RECIPE).keys():
             return
     # Files of a run that failed before it wrote its recipe; older versions wrote state.txt before the recipe.
-    left = {LOCK, "log.txt", STATE, WANDB}
+    left = {LOCK, "log.txt", STATE, WANDB, MACOS}
     foreign = sorted(
         name
         for name in os.listdir(folder)

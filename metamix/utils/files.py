@@ -17,6 +17,7 @@ from .text import list_names
 
 TEMPORARY = ".tmp"  # suffix of files that are not complete yet
 LOCK = ".lock"  # file that locks its folder; it stays after unlocking
+MACOS = ".DS_Store"  # file that macOS adds to folders that it shows
 MAX_NESTING = 64  # levels of lists and mappings in JSON and YAML
 # Matches brackets, and whole strings, so that brackets inside strings are not counted.
 _PARTS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', re.DOTALL)
@@ -97,7 +98,7 @@ def check_output_folder(folder: Path, ours: Collection[str]) -> None:
     """Raise ValueError if the path is a file, or if the folder holds files or folders that `ours` does not name."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder to write to")
-    if others := sorted(set(os.listdir(folder) if folder.is_dir() else ()) - set(ours)):
+    if others := sorted(set(os.listdir(folder) if folder.is_dir() else ()) - {*ours, MACOS}):
         raise ValueError(f"{folder} holds other files ({list_names(others, 3)}): give a new folder")
 
 

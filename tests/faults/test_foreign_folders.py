@@ -36,6 +36,7 @@ def test_a_failed_start_does_not_block_the_folder(tmp_path):
     (tmp_path / "log.txt").write_text("error: ...")
     (tmp_path / "state.txt").write_text("running\n")
     (tmp_path / "checkpoint.pt.tmp").write_text("half")
+    (tmp_path / ".DS_Store").touch()
     check_output(tmp_path)
     check_output(tmp_path / "new")
 
