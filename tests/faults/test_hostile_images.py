@@ -202,14 +202,20 @@ def test_max_pixels_sets_the_limit_of_verify(folder, restore_limit, capsys):
     assert metamix_command("verify", root, "--max-pixels", 32 * 32) == 0
 
 
-def test_max_pixels_sets_the_limit_of_explain_and_convert(tmp_path, restore_limit, capsys):
+def test_max_pixels_sets_the_limit_of_convert(tmp_path, restore_limit):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
         for name in "ab":
             (tmp_path / kind / f"{name}.png").write_bytes(png(8, 8))
     with pytest.raises(SystemExit, match="it has more than 63 pixels"):
         metamix_command("convert", "masks", tmp_path, tmp_path / "out", "--max-pixels", 63)
-    words = tmp_path / "images", "--checkpoint", "metaformer_pooling_nano.digits", "--output", tmp_path / "explained"
+
+
+def test_max_pixels_sets_the_limit_of_explain(tmp_path, restore_limit, capsys):
+    pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam: pip install 'metamix[explain]'")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(png(8, 8))
+    words = tmp_path, "--checkpoint", "metaformer_pooling_nano.digits", "--output", tmp_path / "explained"
     assert metamix_command("explain", *words, "--max-pixels", 63) == 1
     assert capsys.readouterr().err.count("it has more than 63 pixels") == 2
 
