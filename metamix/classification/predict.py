@@ -107,7 +107,7 @@ def choose_format(output: str, form: str | None, images: Sequence[Path]) -> Lite
     if inside and path.is_file() and (path.name in KEPT or path.suffix.lower() not in EXTENSIONS):
         raise ValueError(f"{output} belongs to a run or an export and would be overwritten: give another --output")
     if is_image(path.name):
-        raise ValueError(f"--output {path} is named like an image, but labels are text: give a .csv, .json or .txt")
+        raise ValueError(f"{path} is named like an image, but labels are text: give a .csv, .json or .txt file")
     chosen = form or EXTENSIONS.get(path.suffix.lower())
     if chosen is None:
         raise ValueError(f"--output {output} has no known extension: give a .csv, .json or .txt file, or add --format")

@@ -61,10 +61,10 @@ def read_coco(source: Path) -> Boxes:
                 continue
             label, (x, y, width, height) = classes[each["category_id"]], each["bbox"]
             used[label] = True
-            polygons = shape if isinstance(shape := each.get("segmentation"), list) else []
-            if lines := [points for points in polygons if isinstance(points, list) and len(points) < 6]:
-                each["segmentation"] = [points for points in polygons if points not in lines]
-                labels.notes["polygons of fewer than three points were left out"].append(place)
+            if isinstance(polygons := each.get("segmentation"), list):
+                each["segmentation"] = [part for part in polygons if not isinstance(part, list) or len(part) >= 6]
+                if len(each["segmentation"]) < len(polygons):
+                    labels.notes["polygons of fewer than three points were left out"].append(place)
             more = {key: each[key] for key in ("area", "segmentation") if each.get(key)}
             brush = is_brush(each, more.get("segmentation"))
             if each["iscrowd"]:

@@ -212,7 +212,10 @@ def read_classes(path: Path) -> tuple[str, ...]:
 
 
 def read_palette(path: Path) -> Palette | None:
-    """Read class colours, lines of "red green blue"; return None without a file. Raise ValueError for other lines."""
+    """Read the colours of the classes, "red green blue" on each line; return None if there is no file.
+
+    Raise ValueError if a line is not a colour.
+    """
     if not path.exists():
         return None
     colours = []

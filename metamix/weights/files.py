@@ -343,7 +343,7 @@ def _is_plain_pickle(path: str | Path) -> bool:
 def _existing(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with open(path, "rb") as file:  # raises PermissionError; for safetensors, a file without permission does not exist
+    with open(path, "rb") as file:  # raises PermissionError; safetensors would say that there is no such file
         start = file.read(100).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`")
