@@ -84,6 +84,7 @@ def add_transfer(results: dict, run: Path) -> None:
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
     model, _, tag = recipe["model"].partition(".")
+    tag = tag or "tiny_in200"  # the default of each tiny model
     start = tag if recipe["pretrained"] else Path(recipe["checkpoint"] or "none").stem
     start += ", linear probe" if recipe.get("linear_probe") else ""
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
