@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from timm.models import get_pretrained_cfg
 
 from benchmarks.paths import IMAGES, RESULTS, read_json, write_json
 from benchmarks.runs import differences, free_options, read_run
@@ -84,8 +85,8 @@ def add_transfer(results: dict, run: Path) -> None:
     summary, recipe = read_run(run)
     task = recipe.get("task", "classification")
     model, _, tag = recipe["model"].partition(".")
-    tag = tag or "tiny_in200"  # the default of each tiny model
-    start = tag if recipe["pretrained"] else Path(recipe["checkpoint"] or "none").stem
+    weights = recipe["checkpoint"] or "none"
+    start = tag or get_pretrained_cfg(model).tag if recipe["pretrained"] else Path(weights).stem
     start += ", linear probe" if recipe.get("linear_probe") else ""
     row = {"model": model, "start": start, "task": task, "score": summary[SCORES[task]]}
     row |= {key: summary.get(key) for key in TRANSFER_KEYS} | {"recipe": without(recipe, free_options(task))}

@@ -149,6 +149,14 @@ def test_each_choice_of_initial_weights_has_a_line_with_the_mean_of_its_seeds(tr
     ]
 
 
+def test_a_pretrained_run_without_a_tag_starts_from_the_default_weights(transfer):
+    results = {}
+    for model in ("metaformer_nin_nano", "metaformer_nin_tiny"):
+        transfer(results, 60.0, model=model, pretrained=True)
+    transfer(results, 70.0, model="metaformer_nin_tiny.tiny_in200", pretrained=True)  # replaces the run without a tag
+    assert [(row["start"], row["score"]) for row in results["rows"]] == [("tiny_in200", 70.0), ("cifar10", 60.0)]
+
+
 def test_fine_tuning_runs_on_other_images_or_with_another_recipe_are_refused(transfer):
     results = {}
     transfer(results, 58.0, iterations=800)
