@@ -6,6 +6,7 @@ attribute `reduction`, its stride as an int, and the method `out_size((H, W)) ->
 
 import math
 import operator
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -74,30 +75,23 @@ def limit_stride(stem: Any, downsamples: Sequence[Any], output_stride: int) -> N
     Convolutions that then read a finer map are dilated, so that they reach as far in the image as before.
 
     Raises:
-        ValueError: the stride must change, but the model does not have four stages and a stride of 32; a downsampling
-            layer is not a convolution with an odd kernel; or `output_stride` is not 8 or 16, or no stage has this
-            stride.
+        ValueError: no stage has this stride, or a layer whose stride must change is not a convolution with an odd
+            kernel. With stride 1 and an even kernel, no padding keeps the size of a map.
     """
     strides = [*accumulate((embed.reduction for embed in (stem, *downsamples)), operator.mul)]  # of the stages' maps
-    if output_stride == strides[-1]:
-        return
-    dilatable = all(  # with stride 1 and an even kernel, no padding keeps the size of a map
-        isinstance(conv, ConvEmbed) and all(k % 2 for k in conv.kernel_size) for conv in downsamples
-    )
-    if len(downsamples) != 3 or strides[-1] != 32 or not dilatable:
-        raise ValueError(
-            f"output_stride is {output_stride!r}, but the last maps of this model have stride {strides[-1]}. Only "
-            f"models of four stages whose downsampling layers are convolutions with odd kernels take 8, 16 or "
-            f"32: leave output_stride out, or take a model such as metaformer_raft_s12."
-        )
-    accepted = [stride for stride in (8, 16, 32) if stride in strides]
-    if output_stride not in accepted:
-        raise ValueError(f"output_stride is {output_stride!r}: give the number {' or '.join(map(str, accepted))}.")
-    dilation, reached = 1, stem.reduction
-    for conv in downsamples:
-        if reached < output_stride:
-            reached *= conv.reduction
-        else:
-            reduction, conv.stride, conv.dilation = conv.reduction, (1, 1), (dilation, dilation)
-            conv.padding = tuple(dilation * (k // 2) for k in conv.kernel_size)
+    if output_stride not in strides:
+        accepted = ", ".join(map(str, dict.fromkeys(strides)))
+        raise ValueError(f"output_stride is {output_stride!r}: give a stride of this model's maps, {accepted}.")
+    dilation = 1
+    for embed in downsamples[bisect(strides, output_stride) - 1 :]:  # after the last stage with this stride
+        layers: Any = [layer for layer in embed.modules() if hasattr(layer, "reduction")]
+        for layer in (layer for layer in layers if not isinstance(layer, SequentialEmbed)):
+            if not isinstance(layer, ConvEmbed) or not all(k % 2 for k in layer.kernel_size):
+                raise ValueError(
+                    f"output_stride is {output_stride!r}, but this model has a downsampling layer that is not a "
+                    f"convolution with an odd kernel: leave output_stride out, or take a model such as "
+                    f"metaformer_raft_s12."
+                )
+            reduction, layer.stride, layer.dilation = layer.reduction, (1, 1), (dilation, dilation)
+            layer.padding = tuple(dilation * (k // 2) for k in layer.kernel_size)
             dilation *= reduction

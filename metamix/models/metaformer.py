@@ -160,8 +160,8 @@ class MetaFormer(GradCheckpointing):
         tie_norms: apply norm1 before the MLP too; norm2 is then not built.
         layer_scale: initial value of the learned scale of each branch; 0 leaves out the scales.
         pos_embed: add a learned position embedding after the stem; it is resampled for other map sizes.
-        output_stride: stride of the last stage's maps, for segmentation. A model of four stages takes 8 or 16 instead
-            of 32 if each downsampling layer is only a convolution with an odd kernel. None keeps the stride.
+        output_stride: stride of the last stage's maps, for segmentation. It may be the stride of an earlier stage if
+            the downsampling layers after it are convolutions with odd kernels. None keeps the stride.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout in the MLPs, and in the mixers that have dropout.
         drop_path_rate: share of branches dropped in the last block, growing linearly from 0 in the first.
