@@ -9,9 +9,9 @@ benchmarks/measure/reference_models.py. The default is the s12 model of each mix
 `PEERS`. Results are merged into results/speed.json, with the machine, the commit and the date.
 
 `--published` times the papers' models in our code and in the authors' code, interleaved, with the batch and size in
-`PUBLISHED`: results/authors_speed.json. `--models` then takes only names in `PUBLISHED`. CLONES holds the authors'
-repositories, each in a folder with its name. timm's PoolFormer and the package `wavemix` need no clone. A model whose
-authors' code is missing is left out.
+`PUBLISHED`, and writes results/authors_speed.json. `--models` then takes only names in `PUBLISHED`. CLONES holds the
+authors' repositories, each in a folder with its name. timm's PoolFormer and the package `wavemix` need no clone. A
+model whose authors' code is missing is left out.
 
 Our models run in channels_last, the others in the memory format that a short trial finds faster. The peak memory is
 measured in a new process: it is the memory that a model and three of its training steps add after the imports.

@@ -62,8 +62,8 @@ def accuracy_table() -> str:
         return NOT_MEASURED
     tag, limit = parts[0]["tag"], max(row["limit"] for part in parts for row in part["rows"])
     note = (
-        f"Columns that end in *loses* have the points of test accuracy that the `{tag}` weights lose relative to "
-        f"fp32 in torch. File columns have the size in int8, and its share of the size in fp32. The last column counts "
+        f"Columns that end in *loses* give the points of test accuracy that the `{tag}` weights lose relative to "
+        f"fp32 in torch. File columns give the size in int8, and its share of the size in fp32. The last column counts "
         f"the layers that are not quantized in ONNX and in OpenVINO, with `--max-drop {limit:g}`."
     )
     tables = [f"Measured on {machine(part['machine'])}, {part['measured']}:\n\n{losses(part)}" for part in parts]

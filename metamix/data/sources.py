@@ -76,7 +76,7 @@ class Source:
         return self.images.path(int(self.indices[index]))
 
     def read(self, index: int) -> tuple[Image.Image, int | Tensor]:
-        """Decode a sample: the image, in the mode of the split, and its label; raise CorruptImage if that fails."""
+        """Decode a sample's image in the split's mode; return it with its label. Raise CorruptImage if that fails."""
         i = int(self.indices[index])
         label = self.images.labels[i]
         return read_image(self.images, i), label if label.ndim else int(label)
@@ -188,7 +188,7 @@ def open_data(
 
 
 def _share_images(labels: Tensor, test_share: float) -> tuple[Tensor, Tensor]:
-    """Split images into some to score and some to train on, stratified by labels (N,); return the indices of both.
+    """Choose the images to score and the images to train on, stratified by labels (N,); return the indices of both.
 
     Each class keeps at least one image to train on, unless all images are scored.
     """

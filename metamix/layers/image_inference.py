@@ -41,8 +41,8 @@ def run_padded(function: ImageFunction, images: Tensor, multiple: Size) -> Tenso
     """Pad images to multiples of `multiple`, apply a function to them, and crop its maps: -> (B, C', s H, s W).
 
     Images are padded by reflection, below and to the right. MAXIM's authors pad all four sides, which costs
-    `maxim_nano.x2` 0.5 dB on Set14. The network has learnt where JPEG blocks and sampling points of an enlarged image
-    lie, and padding on the left or at the top shifts them.
+    `maxim_nano.x2` 0.5 dB on Set14. A network learns where JPEG blocks begin, or where an enlarged image was sampled,
+    and padding on the left or at the top shifts these places.
     """
     h, w = images.shape[-2:]
     x = reflect_to(images, round_up((h, w), multiple))

@@ -38,7 +38,7 @@ class RestorationDataOptions(ReadingOptions):
     input_folder: str = _data("input", "pairs: folder of the degraded images inside data_dir or the folder of a split")
     target_folder: str = _data("target", "pairs: folder of the clean images")
     input_name: Template = _data(
-        "{name}", "pairs: name of the degraded image of the clean image {name}, such as '{name}x2'"
+        "{name}", "pairs: name of the degraded copy of the clean image {name}, such as '{name}x2'"
     )
 
     score_channel: Literal["auto", "rgb", "y", "grey"] = _score(

@@ -26,7 +26,7 @@ class VerifyPairs(VerifyOptions):
     clean: bool = option(False, "check clean images without partners instead of pairs")
     input_folder: str = option(RestorationDataOptions.input_folder, "folder of the degraded images of pairs")
     target_folder: str = option(RestorationDataOptions.target_folder, "folder of the clean images of pairs")
-    input_name: str = option(RestorationDataOptions.input_name, "name of the degraded image of the clean image {name}")
+    input_name: str = option(RestorationDataOptions.input_name, "name of the degraded copy of the clean image {name}")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,7 +2,7 @@
 
 A batch is a dict of tensors and lists, all of the same length: the number of samples. The engine moves a batch to the
 device, has the task augment it, splits it into micro-batches and passes it to the loss or the metric. What a batch
-holds is up to the task. A task needs to know nothing about devices, processes or optimizers.
+holds is up to the task. A task needs to know nothing about devices or optimizers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized

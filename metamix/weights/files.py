@@ -94,8 +94,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             - a safetensors file, or an .npz file of flax.
 
     Returns:
-        The tensors by name, and the metadata, which are empty if the file has none. If the tensors are a state
-        dict that torch saved, they keep its `_metadata`.
+        The tensors by name, and the metadata, which are empty if the file has none. If the tensors are another
+        program's state dict, they keep its `_metadata`.
 
     Raises:
         ValueError: the file is damaged, or holds no weights.

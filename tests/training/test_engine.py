@@ -705,7 +705,7 @@ def test_an_orphaned_process_saves_and_stops_after_a_step(tmp_path):
     assert one.step == load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
 
 
-def test_the_reported_memory_is_that_of_the_rank_that_used_most(tmp_path, monkeypatch):
+def test_the_memory_of_the_rank_that_used_most_is_reported(tmp_path, monkeypatch):
     one = engine(tmp_path, log_every=2)
     gather = lambda group, value: [value, 1e6] if type(value) is float else [value]  # noqa: E731
     monkeypatch.setattr(ProcessGroup, "all_gather", gather)
