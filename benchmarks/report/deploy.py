@@ -83,7 +83,7 @@ def losses(part: Mapping) -> str:
     models: dict[str, dict[str, dict]] = {}
     for row in part["rows"]:
         models.setdefault(mixer_of(row["model"]), {})[f"{row['format']} {row['precision']}"] = row
-    measured = [cell for cell in LOWER if any(cell in own for own in models.values())]
+    measured = [cell for cell in LOWER if any(cell in cells for cells in models.values())]
     lines = []
     for mixer in filter(models.get, list_mixers()):
         cells = models[mixer]

@@ -132,12 +132,12 @@ def draw_engines(path: Path, cells: Mapping[deploy.Cell, Mapping[str, tuple[floa
     """Draw accuracy against latency, with a line for each engine and precision and a point for each mixer."""
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
-    for (engine, precision), own in cells.items():
+    for (engine, precision), points in cells.items():
         style = {"color": ENGINE_COLORS[engine], "ls": LINES[precision], "marker": "o", "ms": 4, "lw": 1.6}
-        axes.plot(*zip(*own.values()), **style, label=deploy.title(engine, precision))
+        axes.plot(*zip(*points.values()), **style, label=deploy.title(engine, precision))
     accuracies: dict[str, list[float]] = {}
-    for own in cells.values():
-        for mixer, (_, top1) in own.items():
+    for points in cells.values():
+        for mixer, (_, top1) in points.items():
             accuracies.setdefault(mixer, []).append(top1)
     right = axes.secondary_yaxis("right")
     heights = apart({mixer: median(values) for mixer, values in accuracies.items()}, axes.get_ylim())
@@ -168,7 +168,7 @@ def transfer_points(data: str) -> dict[str, tuple[float, float]]:
     for row in read_json(TRANSFER)["rows"]:
         if row["data"] == data and row["start"] in ("imagenet", "tiny_in200"):
             scores.setdefault(row["model"], []).append(row["score"])
-    return {deploy.mixer_of(model): (cells[model, "openvino", "int8", 1], mean(own)) for model, own in scores.items()}
+    return {deploy.mixer_of(model): (cells[model, "openvino", "int8", 1], mean(each)) for model, each in scores.items()}
 
 
 def main() -> None:

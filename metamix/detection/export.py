@@ -126,11 +126,11 @@ class ExportedDetector(nn.Module):
 
     def forward(self, images: Sequence[Tensor]) -> list[Objects]:
         """Find the objects of each image; boxes are in pixels of this image."""
-        found = []
+        objects = []
         for image in images:
             prepared, size = self.prepare(image)
-            found.append(self.objects(self.run(prepared[None]), size, image))
-        return found
+            objects.append(self.objects(self.run(prepared[None]), size, image))
+        return objects
 
     def objects(self, outputs: Sequence[Tensor], size: Size, image: Tensor) -> Objects:
         """Return the objects of an image, from the graph's outputs and the size that `prepare` returned."""

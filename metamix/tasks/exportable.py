@@ -19,7 +19,7 @@ from metamix.data.order import ListedOrder
 from metamix.deploy.formats import FORMATS, PRECISIONS, check_format
 from metamix.deploy.report import Difference
 from metamix.layers.image_inference import Size
-from metamix.training.forward import num_samples, readable
+from metamix.training.forward import drop_unreadable, num_samples
 from metamix.training.task import Batch
 from metamix.utils.checks import parse_size
 from metamix.utils.options import changed, check_needs, option, options_of, positional
@@ -269,7 +269,7 @@ class CalibratedExport(Exportable):
 
 def readable_batches(loader: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the batches of a loader without images that cannot be read; skip a batch without readable images."""
-    return filter(num_samples, map(readable, loader))
+    return filter(num_samples, map(drop_unreadable, loader))
 
 
 class MapExport(CalibratedExport):

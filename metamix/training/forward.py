@@ -21,7 +21,7 @@ def num_samples(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def readable(batch: Batch) -> Batch:
+def drop_unreadable(batch: Batch) -> Batch:
     """Return a batch to score without the samples that could not be read, to which loaders give the index -1."""
     if "index" not in batch or bool((batch["index"] >= 0).all()):
         return batch
@@ -103,7 +103,7 @@ def score_batches(
     model.eval()
     state = to_device(metric.start(), group.device) | {"unreadable": 0}
     for whole in loader:
-        batch = to_device(readable(whole), group.device, memory_format)
+        batch = to_device(drop_unreadable(whole), group.device, memory_format)
         state["unreadable"] += num_samples(whole) - num_samples(batch)
         if num_samples(batch):
             with autocast(group.device, dtype):

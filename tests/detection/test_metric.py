@@ -11,7 +11,7 @@ from metamix.detection.metric import Scores, from_coco, score, to_coco
 from metamix.detection.objects import decode, encode
 from metamix.detection.pictures import draw_precision_recall
 from metamix.detection.task import Detection, DetectionOptions
-from metamix.training.forward import readable
+from metamix.training.forward import drop_unreadable
 from tests.helpers.detectors import SMALL
 from tests.helpers.shapes import SQUARE, draw, write
 
@@ -188,7 +188,7 @@ def test_images_that_cannot_be_read_are_not_scored(coco):
     states = []
     for rank in range(2):
         states.append(task.metric.start())
-        for batch in map(readable, task.data.eval_loaders(4, rank, 2)["test"]):
+        for batch in map(drop_unreadable, task.data.eval_loaders(4, rank, 2)["test"]):
             task.metric.update(states[-1], [predictions[split.ids[index]] for index in batch["index"].tolist()], batch)
     assert sorted(i for state in states for i in state["seen"]) == [10, 12, 13]
     assert task.metric.result(states)["AP"] == pytest.approx(100)

@@ -132,10 +132,10 @@ def test_eval_matches_classes_by_name(kept, tmp_path):
     for batch in task.data.eval_loaders(1, 0, 1)["test"]:
         ((image,), (truth,)) = batch["image"], batch["target"]
         middles = truth["boxes"].view(-1, 2, 2).mean(1).long()
-        found = [1 + int((colours - image[:, y, x]).abs().sum(-1).argmin()) for x, y in middles.tolist()]
-        labels = torch.tensor([*found, 1, 2])  # the last two boxes cover no object
+        nearest = [1 + int((colours - image[:, y, x]).abs().sum(-1).argmin()) for x, y in middles.tolist()]
+        labels = torch.tensor([*nearest, 1, 2])  # the last two boxes cover no object
         boxes = torch.cat([truth["boxes"], torch.tensor([[0, 0, 3, 3], [0, 0, 3, 3]])])
-        scores = torch.tensor([0.9] * len(found) + [0.1] * 2)
+        scores = torch.tensor([0.9] * len(nearest) + [0.1] * 2)
         task.metric.update(state, [{"boxes": boxes, "labels": labels, "scores": scores}], batch)
     assert task.metric.result([state])["AP"] == pytest.approx(100)
     assert task.metric.by_class([state]).keys() == set(kept)

@@ -398,8 +398,8 @@ def test_pixels_of_each_class_are_counted_for_class_weights(scenes):
     counts = data.train_images.label_counts()[: len(data.classes)]
     masks = [np.array(Image.open(path)) for path in (root / "train" / "masks").iterdir()]
     assert counts.tolist() == [sum(int((mask == k).sum()) for mask in masks) for k in range(4)]
-    for given, wanted in (((0.0, 1.0, 2.0, 3.0), torch.arange(4.0)), ("log", class_weights("log", counts))):
-        assert torch.equal(Segmentation(options(root, class_weights=given)).loss.class_weights(), wanted)
+    for weights, wanted in (((0.0, 1.0, 2.0, 3.0), torch.arange(4.0)), ("log", class_weights("log", counts))):
+        assert torch.equal(Segmentation(options(root, class_weights=weights)).loss.class_weights(), wanted)
     images = MaskedImages(SegmentationData(options(root)).parts["train"], make_labels(CLASSES))
     assert not images.loaded
     images.load()
