@@ -5,8 +5,10 @@ If images may have several labels, the images of each label are counted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from metamix.data import open_data, scarce_classes
+from metamix.data.formats.tiny_imagenet import CLASS_LIST
 from metamix.tasks.simple import broken_samples
 from metamix.tasks.verify import VerifyOptions
 from metamix.utils.options import option
@@ -23,6 +25,8 @@ class VerifyImages(VerifyOptions):
 
     def problems(self) -> Iterator[str]:
         name, root = self.place
+        if name == "folder" and root and (Path(root) / CLASS_LIST).is_file():
+            name = "tiny_imagenet"
         splits = open_data(name, root=root, test_on=self.test_on, test_share=1, train_required=False)
         self.total = sum(map(len, splits.sources().values()))
         self.notes = []

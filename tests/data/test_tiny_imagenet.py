@@ -111,7 +111,8 @@ def test_opening_the_data_set_as_a_folder_is_refused_with_the_right_option(tiny)
         open_data("folder", root=tiny)
 
 
-def test_verify_finds_the_broken_image(tiny, capsys):
+@pytest.mark.parametrize("words", [["tiny_imagenet", "--data-dir"], []], ids=["by name", "by folder"])
+def test_verify_finds_the_broken_image(tiny, words, capsys):
     (tiny / "val" / "images" / "val_1.JPEG").write_bytes(b"no image")
-    assert exit_code(main, "verify", "tiny_imagenet", "--data-dir", tiny, "--workers", 0) == 1
+    assert exit_code(main, "verify", *words, tiny, "--workers", 0) == 1
     assert "val_1.JPEG" in capsys.readouterr().out
