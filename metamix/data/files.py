@@ -71,8 +71,8 @@ def open_image(file: BinaryIO) -> Image.Image:
 
     Raises:
         CorruptImage: the file has another format, the image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, one of
-            its sides is more than `LONGEST` times as long as the other, or a JPEG in memory has more than `MAX_SCANS`
-            scans.
+            its sides is more than `LONGEST` times as long as the other, a JPEG in memory has more than `MAX_SCANS`
+            scans, or Pillow would misread a TIFF.
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
@@ -92,7 +92,21 @@ def open_image(file: BinaryIO) -> Image.Image:
         raise CorruptImage(f"it has {size} pixels, but one side may be at most {LONGEST:,} times the other: crop it")
     if isinstance(image, JpegImageFile) and isinstance(file, BytesIO):
         check_scans(image, file)
+    if isinstance(image, TiffImageFile):
+        check_tiff(image)
     return image
+
+
+def check_tiff(image: TiffImageFile) -> None:
+    """Raise CorruptImage for a TIFF of 16 bits per channel that Pillow reads as a negative or as noise."""
+    tags = image.tag_v2
+    if 16 not in tags.get(258, ()):  # bits of each channel
+        return
+    if tags.get(262) == 0:  # photometric interpretation
+        raise CorruptImage("it is a TIFF of 16 bits in which 0 is white, which would be read as a negative: invert it")
+    if tags.get(284) == 2 and tags.get(259) == 1 and len(tags[258]) > 1:  # planar, without compression
+        advice = "save it as a PNG, or with compression"
+        raise CorruptImage(f"it is a TIFF of 16 bits with a plane for each channel, which Pillow misreads: {advice}")
 
 
 def check_scans(image: JpegImageFile, file: BytesIO) -> None:

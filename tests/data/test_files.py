@@ -1,13 +1,14 @@
 """Test image files and folders: limits, EXIF rotation, links, pipes and devices."""
 
 import os
+import struct
 
 import pytest
 import torch
 from PIL import Image
 
 from metamix.data import CorruptImage, DataOptions, files, open_data, read_image_file, train_loader
-from metamix.data.files import MAX_FILE_BYTES, decode, list_files, read_header
+from metamix.data.files import MAX_FILE_BYTES, decode, decode_file, list_files, read_header
 from metamix.data.formats.tar import Member, TarImages
 from metamix.data.sources import read_image
 from tests.helpers.limits import seconds
@@ -40,6 +41,45 @@ def test_headers_give_the_size_after_the_exif_rotation(kind, orientation, size, 
     Image.new("L", (7, 5)).save(tmp_path / f"a.{kind}", **options)
     assert read_header(tmp_path / f"a.{kind}").size == size
     assert decode(lambda: Image.open(tmp_path / f"a.{kind}"), "a").size == size[::-1]
+
+
+def tiff(path, values, channels=1, photometric=1, planar=1):
+    """Write 16-bit values as an uncompressed TIFF of 2 x 2 pixels."""
+    pixels, offset = struct.pack(f"<{len(values)}H", *values), 256
+    strips, size = (channels, 8) if planar == 2 else (1, len(pixels))
+    bits = 16 if channels == 1 else 200
+    places = offset if strips == 1 else 208
+    entries = [
+        (256, 3, 1, 2),
+        (257, 3, 1, 2),
+        (258, 3, channels, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+        (273, 4, strips, places),
+        (277, 3, 1, channels),
+        (278, 3, 1, 2),
+        (279, 4, strips, size if strips == 1 else 224),
+        (284, 3, 1, planar),
+    ]
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *row) for row in entries)
+    arrays = struct.pack("<4H3I4x3I", 16, 16, 16, 0, offset, offset + 8, offset + 16, 8, 8, 8)
+    path.write_bytes(header.ljust(200, b"\0") + arrays.ljust(56, b"\0") + pixels)
+    return path
+
+
+def test_a_16_bit_tiff_in_which_0_is_white_is_refused(tmp_path):
+    grey = [0, 16384, 32768, 65535]
+    assert list(decode_file(tiff(tmp_path / "a.tif", grey), "L").tobytes()) == [0, 64, 128, 255]
+    with pytest.raises(CorruptImage, match="b.tif: it is a TIFF of 16 bits in which 0 is white, .*: invert it"):
+        decode_file(tiff(tmp_path / "b.tif", grey, photometric=0))
+
+
+def test_a_16_bit_tiff_with_a_plane_for_each_channel_is_refused(tmp_path):
+    colours = [256 * value for value in range(12)]
+    image = decode_file(tiff(tmp_path / "a.tif", colours, channels=3, photometric=2))
+    assert list(image.tobytes()) == list(range(12))
+    with pytest.raises(CorruptImage, match="b.tif: it is a TIFF of 16 bits with a plane for each .*: save it as a PNG"):
+        decode_file(tiff(tmp_path / "b.tif", colours, channels=3, photometric=2, planar=2))
 
 
 def test_a_member_of_a_tar_file_above_the_limit_is_refused():
