@@ -100,7 +100,8 @@ def image_sets(file: Path, config: dict[str, Any]) -> dict[tuple[Path, str], dic
             place = next(filter(Path.exists, places), None)
             if place is None:
                 tried = " or ".join(dict.fromkeys(map(str, (places[0], places[-1]))))
-                raise FileNotFoundError(f"{file} has {split}: {entry}, but there is no {tried}")
+                advice = "add the images, or delete this entry"
+                raise FileNotFoundError(f"{file} has {split}: {entry}, but there is no {tried}: {advice}")
             if place.resolve() in file.resolve().parent.parents:
                 raise ValueError(
                     f"{file} has {split}: {entry}, but {place} contains {file.name}: name the folder of images"

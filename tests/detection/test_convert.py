@@ -580,7 +580,11 @@ LABEL = "labels/train/train_0.txt"
         (yolo_by_kind, replace("data.yaml", "1: square", "x: square"), "data.yaml has the names .*: give the names"),
         (yolo_by_kind, append("data.yaml", "nc: 3\n"), "data.yaml has 2 names, but nc is 3"),
         (yolo_by_kind, replace("data.yaml", "images/val", "images/dev"), "has val: images/dev, but there is no /"),
-        (yolo_by_kind, replace("data.yaml", "path: ../datasets/shapes\ntrain: images/train", "train: dev"), "/dev$"),
+        (
+            yolo_by_kind,
+            replace("data.yaml", "path: ../datasets/shapes\ntrain: images/train", "train: dev"),
+            "dev: add the images, or",
+        ),
         (yolo_of_cvat, append("val.txt", "images/val/away.png\n"), "val.txt lists images/val/away.png, but there"),
         (yolo_of_cvat, lambda folder: (folder / "val.txt").write_text("\n"), "val.txt lists no image"),
         (yolo_by_kind, lambda folder: (folder / "data.yaml").unlink(), "holds no data.yaml: write one with the names"),
