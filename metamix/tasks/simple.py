@@ -41,6 +41,7 @@ class SimpleData:
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
             label; by default, `read` must return both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
+        labels: labels of all samples, as numbers, texts or nested lists. A run is not continued with other labels.
         mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1; by default the values of
             the weights that training starts from or, without such weights, 0 and 1.
     """
@@ -51,6 +52,7 @@ class SimpleData:
         options: "SimpleOptions",
         transform: Callable[[Any], tuple[Tensor, float]] = tuple,
         verify: str = "metamix verify",
+        labels: Sequence[Any] = (),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ):
@@ -58,9 +60,10 @@ class SimpleData:
         start = describe_initial_weights(options) or ModelMetadata()
         self.mean, self.std = mean or start.mean, std or start.std
         files = [Path(samples.path(i)) for samples in splits.values() for i in range(len(samples))]
+        rows = [(file.name, file.stat().st_size if file.is_file() else 0) for file in files]
         self.identity: dict[str, Any] = {
             "samples": {split: len(samples) for split, samples in splits.items()},
-            "digest": digest((file.name, file.stat().st_size if file.is_file() else 0) for file in files),
+            "digest": digest([*rows, labels] if labels else rows),
             "content": content_digest(files),
         }
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -177,6 +178,16 @@ def test_a_run_resumes_exactly(folder, run):
     resumed, expected = (load_weights(folder / name)[0] for name in ("half", "whole"))
     assert resumed.keys() == expected.keys()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_a_run_is_not_continued_with_other_labels(folder, run):
+    shutil.copytree(folder / "numbers", folder / "changing")
+    train = COMMANDS[0].replace("numbers", "changing").replace("--output run", "--output labels")
+    assert run(train, *SMALL, "--epochs", "1")[0] == 0
+    table = folder / "changing" / "train.csv"
+    table.write_text(table.read_text().replace("0.png,0\n", "0.png,9\n", 1))
+    with pytest.raises(SystemExit, match="these differ: files, labels or boxes. Give the data of the run"):
+        run(train, *SMALL)
 
 
 def test_a_classifier_of_grey_images_is_adapted_to_a_task_of_colour_images_without_classes(tmp_path):
