@@ -219,8 +219,8 @@ class RecipeReader:
 
     def read(self, config: str | Path | None, task: str | None, options: Mapping[str, Any]) -> Recipe:
         """Read the arguments of a Python call; raise ValueError if an option is unknown, or its value is wrong."""
-        values = _plain(options)
-        start = {name: values[name] for name in ("checkpoint", "model") if name in values}
+        values = {name: _plain(value, name) for name, value in options.items()}
+        start: dict[str, Any] = {name: values[name] for name in ("checkpoint", "model") if name in values}
         return self._read(config, task, lambda: start, lambda task, *fields: _convert_all(values, *fields))
 
     def _read(
@@ -266,15 +266,20 @@ class RecipeReader:
         return Recipe(task, engine_options, task_options, imports, CHOSEN - values.keys())
 
 
-def _plain(value: Any) -> Any:
-    """Turn paths, tuples and NumPy's numbers, also within dicts and lists, into the values that a config has."""
+def _plain(value: Any, name: str) -> Any:
+    """Turn paths, tuples and NumPy's numbers, also within dicts and lists, into the values that a config has.
+
+    Raises:
+        ValueError: no config can hold the value, such as a class.
+    """
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
+        return {key: _plain(item, name) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, Path):
-        return os.fspath(value)
-    return value.tolist() if hasattr(value, "tolist") else value
+        return [_plain(item, name) for item in value]
+    value = os.fspath(value) if isinstance(value, Path) else value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, (str, int, float, list, type(None))):
+        raise ValueError(f"{name} holds {value!r}, but a recipe holds only text, numbers, lists and dicts")
+    return value
 
 
 def _convert_all(

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import metamix
 import metamix.cli.train
@@ -50,6 +51,8 @@ def test_a_call_takes_tuples_and_numbers_of_numpy(tmp_path):
         (dict(model="metaformer_raft_nano,metaformer_nin_nano"), "metamix.train trains one model: call it for each"),
         (dict(task="detecton"), "task is 'detecton'"),
         (dict(config="digits/dem"), "there is no config digits/dem; did you mean 'digits/demo'"),
+        (dict(model_args={"act_layer": nn.GELU}), "model_args holds <class 'torch.nn.modules.activation.GELU'>, but a"),
+        (dict(device=torch.device("cpu")), "device holds device(type='cpu'), but a recipe holds only text, numbers"),
         (dict(power=2.0), "--power has no effect without --schedule poly"),
     ],
 )
