@@ -84,7 +84,7 @@ def positional(help: str, *, metavar: str, default: Any = MISSING) -> Any:
 
 
 def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dict[str, tuple[Field, Any]]:
-    """Return the field and the type of each option of some dataclasses, by name; names must be unique.
+    """Return the field and the type of each option of some dataclasses, by name; raise ValueError if names repeat.
 
     Args:
         defaults: defaults of some options, which replace the defaults of the dataclasses, and which --help shows.
@@ -94,7 +94,9 @@ def options_of(*classes: type, defaults: Mapping[str, Any] | None = None) -> dic
         types = get_type_hints(cls, include_extras=True)
         for f in fields(cls):
             if f.name in options:
-                raise TypeError(f"two options have the name {f.name!r}")
+                raise ValueError(
+                    f"{cls.__name__} has an option {f.name!r}, and so has {classes[0].__name__}: rename it"
+                )
             if defaults and f.name in defaults:
                 f = copy.copy(f)
                 f.default = defaults[f.name]

@@ -284,7 +284,7 @@ def test_two_options_with_the_same_name_are_refused():
     class Clash:
         lr: float = option(1.0, "mine")
 
-    with pytest.raises(TypeError, match="two options have the name 'lr'"):
+    with pytest.raises(SystemExit, match="^error: Clash has an option 'lr', and so has EngineOptions: rename it"):
         RecipeReader(["clash"], lambda task: Clash, lambda values: "clash").parse([])
 
 
