@@ -41,9 +41,9 @@ class SimpleData:
         transform: function that turns a sample of `SampleReader.read` into an image (C, H, W) uint8 and a number, the
             label; by default, `read` must return both. Worker processes import it, so it must not be a lambda.
         verify: command that lists broken images, for messages.
-        labels: labels of all samples, as numbers, texts or nested lists. A run is not continued with other labels.
         mean, std: mean and standard deviation of each channel, for pixel values from 0 to 1; by default the values of
             the weights that training starts from or, without such weights, 0 and 1.
+        labels: labels of all samples, as numbers, texts or nested lists. A run is not continued with other labels.
     """
 
     def __init__(
@@ -52,9 +52,9 @@ class SimpleData:
         options: "SimpleOptions",
         transform: Callable[[Any], tuple[Tensor, float]] = tuple,
         verify: str = "metamix verify",
-        labels: Sequence[Any] = (),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        labels: Sequence[Any] = (),
     ):
         self.splits, self.options, self.transform, self.verify = splits, options, transform, verify
         start = describe_initial_weights(options) or ModelMetadata()
