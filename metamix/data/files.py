@@ -103,10 +103,12 @@ def check_tiff(image: TiffImageFile) -> None:
     if 16 not in tags.get(258, ()):  # bits of each channel
         return
     if tags.get(262) == 0:  # photometric interpretation
-        raise CorruptImage("it is a TIFF of 16 bits in which 0 is white, which would be read as a negative: invert it")
+        raise CorruptImage(
+            "it is a 16-bit TIFF in which 0 is white, which Pillow reads as a negative: save it as a PNG"
+        )
     if tags.get(284) == 2 and tags.get(259) == 1 and len(tags[258]) > 1:  # planar, without compression
         advice = "save it as a PNG, or with compression"
-        raise CorruptImage(f"it is a TIFF of 16 bits with a plane for each channel, which Pillow misreads: {advice}")
+        raise CorruptImage(f"it is a 16-bit TIFF with a plane for each channel, which Pillow misreads: {advice}")
 
 
 def check_scans(image: JpegImageFile, file: BytesIO) -> None:
