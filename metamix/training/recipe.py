@@ -276,7 +276,9 @@ def _plain(value: Any, name: str) -> Any:
         return {key: _plain(item, name) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, name) for item in value]
-    value = os.fspath(value) if isinstance(value, Path) else value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Path):
+        return os.fspath(value)
+    value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, (str, int, float, list, type(None))):
         raise ValueError(f"{name} holds {value!r}, but a recipe holds only text, numbers, lists and dicts")
     return value
