@@ -1,10 +1,11 @@
-"""Make the tables of deployed models from results/deploy.json."""
+"""Make the tables of deployed models from results/deploy.json and results/deploy_amx.json."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, log10
 
 from benchmarks.markdown import table, wrap
-from benchmarks.measure.deploy import LOWER, REFERENCES, load, reference_of
+from benchmarks.measure.deploy import FILE, LOWER, REFERENCES, load, reference_of
+from benchmarks.paths import read_json
 from benchmarks.weight_cards import load_cards, weights_digest
 from metamix.mixers import list_mixers
 from metamix.utils.text import plural
@@ -31,6 +32,27 @@ def speed_table(size: str, batch: int) -> str:
     return f"{wrap(note)}\n\n{cells_table(rows)}"
 
 
+def amx_table() -> str:
+    """Make a table of OpenVINO in lower precision on a CPU with AMX."""
+    result = read_json(FILE.with_name("deploy_amx.json"))["speed"]
+    columns = [(size, batch, low) for size, batch in (("s12", 8), ("s12", 1), ("tiny", 1)) for low in ("bf16", "int8")]
+    texts = {
+        (mixer_of(row["model"]), reference_of(row["model"]), row["batch"], row["precision"]): cell_text(row)
+        for row in result["rows"]
+        if row["engine"] == "openvino"
+    }
+    lines = [
+        [f"`{name}`", *(texts.get((name, REFERENCES[size], batch, low), "") for size, batch, low in columns)]
+        for name in (*list_mixers(), REFERENCES["tiny"])
+    ]
+    header = [f"{size}, {plural(batch, 'image')}, {low}" for size, batch, low in columns]
+    note = (
+        f"Each cell gives the milliseconds for images of 224 x 224 pixels in OpenVINO, and the speed relative to "
+        f"timm's `{REFERENCES['s12']}` (s12) or `{REFERENCES['tiny']}` (tiny) in eager fp32. {where(result)}."
+    )
+    return f"{wrap(note)}\n\n{table(['mixer, or other model', *header], lines)}"
+
+
 def images(rows: list[dict]) -> str:
     """Describe the number and the size of the images of the rows."""
     count, side = rows[0]["batch"], rows[0]["img_size"]
@@ -40,7 +62,7 @@ def images(rows: list[dict]) -> str:
 def cells_table(rows: list[dict]) -> str:
     """Make a table with a line for each mixer and a column for each engine and precision."""
     cells = dict.fromkeys(map(cell_of, rows))
-    texts = {(mixer_of(row["model"]), *cell_of(row)): f"{digits(row['ms'])}, {row['speedup']:.2f}" for row in rows}
+    texts = {(mixer_of(row["model"]), *cell_of(row)): cell_text(row) for row in rows}
     lines = [
         [f"`{name}`", *(texts.get((name, *cell), "") for cell in cells)]
         for name in (*list_mixers(), REFERENCES["tiny"])
@@ -49,6 +71,11 @@ def cells_table(rows: list[dict]) -> str:
     size = next(size for size in REFERENCES if any(row["model"].endswith(f"_{size}") for row in rows))
     header = f"mixer of the {size} model" + (", or other model" if REFERENCES["tiny"] in lines[-1][0] else "")
     return table([header, *(title(*cell) for cell in cells)], lines)
+
+
+def cell_text(row: Mapping) -> str:
+    """Write the milliseconds and the relative speed of a row."""
+    return f"{digits(row['ms'])}, {row['speedup']:.2f}"
 
 
 def digits(ms: float) -> str:

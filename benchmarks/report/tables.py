@@ -34,6 +34,7 @@ SECTIONS = {
     "deploy-batch-1": lambda: deploy.speed_table("s12", 1),
     "deploy-batch-8": lambda: deploy.speed_table("s12", 8),
     "deploy-tiny": lambda: deploy.speed_table("tiny", 1),
+    "deploy-amx": deploy.amx_table,
     "deploy-nanos": lambda: deploy.speed_table("nano", 1),
     "deploy-accuracy": deploy.accuracy_table,
     "detection": lambda: tasks.detection_table(read_json(collect.DETECTION)),
